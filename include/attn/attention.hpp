@@ -1,0 +1,160 @@
+// Floor 4. Scaled dot-product attention: check, plan, one flat list of tasks, kernel.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+
+#include "executor.hpp"
+#include "mask.hpp"
+#include "philox.hpp"
+#include "score.hpp"
+#include "tensor.hpp"
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// How scaled_dot_product_attention computes, and what it returns besides the output.
+struct AttentionOptions {
+  std::optional<double> scale;  ///< factor on q kT; 1 / sqrt(D) where not set
+  double dropout = 0.0;         ///< probability that an attention weight is dropped, in [0,1]
+  std::uint64_t seed = 0;       ///< dropout's random numbers: the same seed, call and position drop the same weights
+  std::uint32_t call = 0;       ///< which use of the seed this is: count it up from step to step
+  bool log_sum_exp = false;     ///< also return log sum exp of the scores, [B,H,S]; -inf where a row has no key
+  bool weights = false;         ///< also return the attention weights after dropout, [B,H,S,T]
+  /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
+  /// Position::query counts from. KvCache gives it for sequences of unlike length.
+  std::span<const Index> query_start;
+};
+
+/// What scaled_dot_product_attention returns. Parts that were not asked for are empty.
+template <Scalar T>
+struct AttentionResult {
+  Tensor<T, 4> output;                    ///< [B,H,S,Dv]
+  Tensor<Accumulator<T>, 3> log_sum_exp;  ///< [B,H,S]
+  Tensor<T, 4> weights;                   ///< [B,H,S,T]
+};
+
+/// Memory of the caller's that an attention writes into. Views left empty are not written.
+template <Scalar T>
+struct AttentionOutputs {
+  View<T, 4> output;                    ///< [B,H,S,Dv]
+  View<Accumulator<T>, 3> log_sum_exp;  ///< [B,H,S], packed
+  View<T, 4> weights;                   ///< [B,H,S,T], packed
+};
+
+}  // namespace attn::inline ATTN_EIGEN_ABI
+
+namespace attn::detail {
+
+/// The letters of the design: batch, query heads, key/value heads, queries, keys, head size of q and k, and of v.
+struct AttentionSizes {
+  Index B, H, G, S, T, D, Dv;
+};
+
+/// All checks of scaled_dot_product_attention, before any work.
+template <Scalar X, class M, class F>
+AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
+                               const M& mask, const F& score, const AttentionOptions& options,
+                               const AttentionOutputs<X>& out) {
+  const AttentionSizes n{q.dimension(0), q.dimension(1), k.dimension(1), q.dimension(2),
+                         k.dimension(2), q.dimension(3), v.dimension(3)};
+  require_shape(fn, "k [B,G,T,D]", k, {n.B, n.G, n.T, n.D});
+  require_shape(fn, "v [B,G,T,Dv], as many keys as values", v, {n.B, n.G, n.T, n.Dv});
+  require(n.H == 0 || (n.G > 0 && n.H % n.G == 0), fn, "query heads, expected a multiple of ", n.G,
+          " key/value heads, got q ", Shape(q.shape()));
+  require(n.D >= 1, fn, "head size, expected at least 1, got q ", Shape(q.shape()));
+  constexpr Index limit = std::numeric_limits<std::int32_t>::max();
+  require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && n.B * n.H <= limit, fn,
+          "expected fewer than 2^31 queries, keys and heads, got q ", Shape(q.shape()), ", k ", Shape(k.shape()));
+  require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
+          "views, expected a contiguous last axis");
+  require(options.dropout >= 0.0 && options.dropout <= 1.0, fn, "dropout, expected a probability in [0,1], got ",
+          options.dropout);
+  require(!options.scale || std::isfinite(*options.scale), fn, "scale, expected a finite number, got ",
+          options.scale.value_or(0));
+  require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn, "query_start, expected one for each of ",
+          n.B, " batch entries, got ", std::ssize(options.query_start));
+  for (const Index start : options.query_start)
+    require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a 32-bit position, got ", start);
+  if constexpr (HasCheck<M>) mask.check(fn, n.B, n.H, n.S, n.T);
+  if constexpr (HasCheck<F>) score.check(fn, n.B, n.H, n.S, n.T);
+
+  require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
+  require(out.output.stride(3) == 1 || n.Dv <= 1, fn, "output, expected a contiguous last axis");
+  if (out.log_sum_exp.data() != nullptr) {
+    require_shape(fn, "log_sum_exp [B,H,S]", out.log_sum_exp, {n.B, n.H, n.S});
+    require(is_packed(out.log_sum_exp), fn, "log_sum_exp, expected a packed tensor");
+  }
+  if (out.weights.data() != nullptr) {
+    require_shape(fn, "weights [B,H,S,T]", out.weights, {n.B, n.H, n.S, n.T});
+    require(is_packed(out.weights), fn, "weights, expected a packed tensor");
+  }
+  return n;
+}
+
+/// The position of a row's first score.
+inline Position first_position(const AttentionSizes& n, const AttentionOptions& options, Index b, Index h, Index s) {
+  const Index start = options.query_start.empty() ? n.T - n.S : options.query_start[static_cast<std::size_t>(b)];
+  const auto narrow = [](Index i) { return static_cast<std::int32_t>(i); };
+  return {narrow(b), narrow(h), narrow(s), narrow(start + s), 0};
+}
+
+}  // namespace attn::detail
+
+#include "reference.hpp"
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// softmax(score(q kT * scale) + mask) v, written into the caller's memory.
+/// Shapes: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv] with H % G == 0; `out` is a tensor [B,H,S,Dv] or AttentionOutputs.
+/// Else as scaled_dot_product_attention. `options.log_sum_exp` and `options.weights` are not looked at here: what
+/// `out` has room for is written.
+template <class Out, TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
+void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = {},
+                                       const F& score = {}, const AttentionOptions& options = {}) {
+  using T = detail::Element<Q>;
+  AttentionOutputs<T> outputs;
+  if constexpr (std::same_as<std::remove_cvref_t<Out>, AttentionOutputs<T>>) {
+    outputs = out;
+  } else {
+    outputs.output = View<T, 4>(out);
+  }
+  reference::scaled_dot_product_attention_into(outputs, detail::read(q), detail::read(k), detail::read(v),
+                                               as_mask(mask), score, options);
+}
+
+/// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.
+///
+/// Shapes: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv] -> output [B,H,S,Dv]; H % G == 0, query head h reads key/value head
+/// h / (H/G). Strided views (split_heads) are taken as they are.
+/// Types: float, double, half, bfloat16; sums and softmax in float, for double in double.
+/// mask: a typed mask, masks joined by &, a callable bool(Position), or an additive tensor of rank 1 to 4.
+/// score: any callable (score, Position) -> score.
+/// Conventions: scale, then score functions, then mask, softmax, dropout, times v. Queries are aligned with the last
+/// keys. A row with no key left gives 0 and log-sum-exp -inf.
+/// Errors: attn::Error for shapes that do not fit, a mask that does not broadcast, dropout outside [0,1].
+/// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
+/// 2023.
+template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
+[[nodiscard]] AttentionResult<detail::Element<Q>> scaled_dot_product_attention(
+    const Q& q, const K& k, const V& v, const M& mask = {}, const F& score = {}, const AttentionOptions& options = {}) {
+  using T = detail::Element<Q>;
+  const Index B = q.dimension(0), H = q.dimension(1), S = q.dimension(2);
+  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, v.dimension(3)}), {}, {}};
+  AttentionOutputs<T> out;
+  out.output = View<T, 4>(result.output);
+  if (options.log_sum_exp) {
+    result.log_sum_exp = detail::make_tensor<Accumulator<T>, 3>({B, H, S});
+    out.log_sum_exp = View<Accumulator<T>, 3>(result.log_sum_exp);
+  }
+  if (options.weights) {
+    result.weights = detail::make_tensor<T, 4>({B, H, S, k.dimension(2)});
+    out.weights = View<T, 4>(result.weights);
+  }
+  scaled_dot_product_attention_into(out, q, k, v, mask, score, options);
+  return result;
+}
+
+}  // namespace attn::inline ATTN_EIGEN_ABI

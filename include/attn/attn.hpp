@@ -1,0 +1,23 @@
+// attn: attention on Eigen tensors. This is the one header to include.
+#pragma once
+
+#include "version.hpp"
+#include "error.hpp"
+
+#include "mask.hpp"
+#include "score.hpp"
+#include "philox.hpp"
+
+#include "tensor.hpp"
+#include "memory.hpp"
+#include "executor.hpp"
+
+#include "softmax.hpp"
+#include "dropout.hpp"
+#include "linear.hpp"
+#include "rotary.hpp"
+#include "kv_cache.hpp"
+#include "attention.hpp"
+#include "reference.hpp"
+
+#include "llama_attention.hpp"

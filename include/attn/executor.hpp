@@ -1,0 +1,242 @@
+// Floor 3. Where threads come from.
+//
+// Every attn function runs on the calling thread's current executor: the shared pool, unless a `UseExecutor` in scope
+// says otherwise. Results do not depend on it by a bit: work is cut into tasks by shape alone, and every task is
+// computed in the same order whoever runs it.
+#pragma once
+
+#include <Eigen/Core>
+#if __has_include(<Eigen/ThreadPool>)  // Eigen 5
+#include <Eigen/ThreadPool>
+#else
+#include <unsupported/Eigen/CXX11/ThreadPool>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <concepts>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "error.hpp"
+
+namespace attn {
+
+/// A reference to a callable `void(int)`, to be called while the callable lives. Copying it allocates nothing.
+class LaneFunction {
+ public:
+  template <class F>
+    requires(!std::same_as<std::remove_cvref_t<F>, LaneFunction>)
+  LaneFunction(F& function)  // NOLINT: lambdas convert to it
+      : object_(&function), call_([](const void* object, int lane) { (*static_cast<const F*>(object))(lane); }) {}
+
+  void operator()(int lane) const { call_(object_, lane); }
+
+ private:
+  const void* object_;
+  void (*call_)(const void*, int);
+};
+
+/// A source of threads. A user's own derives from it: the constructor says how many lanes are worth having (at least
+/// 1), `parallel_for` runs lane(0) ... lane(count - 1), at the same time or not, and returns when all have.
+class Executor {
+ public:
+  explicit Executor(int concurrency) : concurrency_(std::max(1, concurrency)) {}
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+  virtual ~Executor() = default;
+
+  virtual void parallel_for(int count, LaneFunction lane) = 0;
+  [[nodiscard]] int concurrency() const { return concurrency_; }
+
+ private:
+  int concurrency_;
+};
+
+/// Runs everything on the calling thread.
+class SerialExecutor final : public Executor {
+ public:
+  SerialExecutor() : Executor(1) {}
+  void parallel_for(int count, LaneFunction lane) override {
+    for (int i = 0; i < count; ++i) lane(i);
+  }
+};
+
+/// A pool of threads - 1 threads beside the calling one. Threads that wait spin for a short while first, since layers
+/// follow each other within microseconds. Calls from several threads at once, or from within a lane, are safe: those
+/// that find the pool busy run on their own thread.
+class ThreadPool final : public Executor {
+ public:
+  /// Errors: fewer than one thread.
+  explicit ThreadPool(int threads) : Executor(threads) {
+    detail::require(threads >= 1, "ThreadPool", "threads, expected at least 1, got ", threads);
+    for (int i = 1; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  }
+  ~ThreadPool() override {
+    stop_ = true;
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void parallel_for(int count, LaneFunction lane) override {
+    const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock() || count <= 1 || threads_.empty()) {
+      for (int i = 0; i < count; ++i) lane(i);
+      return;
+    }
+    job_ = &lane;
+    count_ = count;
+    next_ = 0;
+    busy_ = static_cast<int>(threads_.size());
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    run_lanes();
+    for (int left = busy_.load(); left != 0; left = busy_.load()) {
+      if (!spin([&] { return busy_.load(std::memory_order_relaxed) == 0; })) busy_.wait(left);
+    }
+  }
+
+ private:
+  template <class Done>
+  static bool spin(Done done) {  // some 20 us on current machines
+    for (int i = 0; i < 4000; ++i) {
+      if (done()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#endif
+    }
+    return false;
+  }
+  void run_lanes() {
+    for (int i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*job_)(i);
+  }
+  void work() {
+    for (unsigned seen = 0;;) {
+      if (!spin([&] { return generation_.load(std::memory_order_relaxed) != seen; })) generation_.wait(seen);
+      const unsigned now = generation_.load();
+      if (now == seen) continue;
+      seen = now;
+      if (stop_) return;
+      run_lanes();
+      if (busy_.fetch_sub(1) == 1) busy_.notify_all();
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex turn_;
+  const LaneFunction* job_ = nullptr;
+  int count_ = 0;
+  std::atomic<int> next_{0}, busy_{0};
+  std::atomic<unsigned> generation_{0};
+  std::atomic<bool> stop_{false};
+};
+
+/// Runs on an Eigen thread pool that the caller owns. The calling thread works too.
+class EigenExecutor final : public Executor {
+ public:
+  explicit EigenExecutor(Eigen::ThreadPoolInterface& pool) : Executor(pool.NumThreads()), pool_(&pool) {}
+
+  void parallel_for(int count, LaneFunction lane) override {
+    if (count <= 1 || pool_->CurrentThreadId() >= 0) {  // from within the pool, waiting for it could wait forever
+      for (int i = 0; i < count; ++i) lane(i);
+      return;
+    }
+    std::latch done(count - 1);
+    for (int i = 1; i < count; ++i)
+      pool_->Schedule([&done, lane, i] {
+        lane(i);
+        done.count_down();
+      });
+    lane(0);
+    done.wait();
+  }
+
+ private:
+  Eigen::ThreadPoolInterface* pool_;
+};
+
+/// The shared pool, started at first use with as many threads as ATTN_NUM_THREADS says, or as the machine has.
+/// Errors: ATTN_NUM_THREADS set to something that is not a positive number.
+inline Executor& default_executor() {
+  static ThreadPool pool([] {
+    const char* text = std::getenv("ATTN_NUM_THREADS");
+    if (text == nullptr || *text == '\0') return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    int threads = 0;
+    const char* end = text + std::strlen(text);
+    const auto [stopped, error] = std::from_chars(text, end, threads);
+    detail::require(error == std::errc{} && stopped == end && threads >= 1, "default_executor",
+                    "ATTN_NUM_THREADS, expected a positive number, got ", text);
+    return threads;
+  }());
+  return pool;
+}
+
+namespace detail {
+inline Executor*& chosen_executor() {
+  thread_local Executor* chosen = nullptr;
+  return chosen;
+}
+}  // namespace detail
+
+/// The executor that attn calls of this thread run on.
+inline Executor& current_executor() {
+  Executor* chosen = detail::chosen_executor();
+  return chosen != nullptr ? *chosen : default_executor();
+}
+
+/// While it lives, attn calls of this thread run on the given executor.
+class UseExecutor {
+ public:
+  explicit UseExecutor(Executor& executor) : before_(std::exchange(detail::chosen_executor(), &executor)) {}
+  UseExecutor(const UseExecutor&) = delete;
+  UseExecutor& operator=(const UseExecutor&) = delete;
+  ~UseExecutor() { detail::chosen_executor() = before_; }
+
+ private:
+  Executor* before_;
+};
+
+namespace detail {
+
+/// Runs task(i, lane) for every i below `tasks`, lane < lanes(tasks): a lane runs one task after the other, so it may
+/// own scratch memory. Lanes take tasks from one counter, in order: put the costly ones first. An exception of a task
+/// reaches the caller after all lanes have stopped.
+inline int lanes(Index tasks) {
+  return static_cast<int>(std::min<Index>(tasks, current_executor().concurrency()));
+}
+template <class Task>
+void for_each_task(Index tasks, const Task& task) {
+  if (tasks <= 0) return;
+  const int width = lanes(tasks);
+  if (width == 1) {
+    for (Index i = 0; i < tasks; ++i) task(i, 0);
+    return;
+  }
+  std::atomic<Index> next{0};
+  std::exception_ptr error;
+  std::atomic_flag failed;
+  const auto lane = [&](int self) {
+    try {
+      for (Index i = next.fetch_add(1); i < tasks; i = next.fetch_add(1)) task(i, self);
+    } catch (...) {
+      next = tasks;
+      if (!failed.test_and_set()) error = std::current_exception();
+    }
+  };
+  current_executor().parallel_for(width, lane);
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace detail
+
+}  // namespace attn

@@ -1,0 +1,159 @@
+// Floor 4. The linear layer y = x WT + b.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+
+#include "executor.hpp"
+#include "memory.hpp"
+#include "philox.hpp"
+#include "tensor.hpp"
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// A linear layer, with PyTorch's conventions: weight [out,in], optional bias [out], both drawn at construction from
+/// the uniform distribution on (-1/sqrt(in), 1/sqrt(in)).
+///
+/// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. A copy is
+/// independent; `share` lets two layers hold the same parameters, so that a change shows in both.
+template <Scalar T>
+class Linear {
+ public:
+  /// Errors: sizes below 1.
+  /// Source: He et al., "Delving deep into rectifiers", 2015, with a = sqrt(5), which is PyTorch's default.
+  Linear(Index in_features, Index out_features, bool bias = true, std::uint64_t seed = 0) {
+    detail::require(in_features >= 1 && out_features >= 1, "Linear", "features, expected at least 1 in and out, got ",
+                    in_features, " in and ", out_features, " out");
+    parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
+    const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
+    const DropoutRule random(0.0, seed, 0);
+    const auto uniform = [&](Index column, Index row, std::uint32_t plane) {
+      const auto words = philox4x32({static_cast<std::uint32_t>(column / 4), static_cast<std::uint32_t>(row), plane, 0},
+                                    random.key());
+      return static_cast<T>(bound * (words[static_cast<std::size_t>(column % 4)] * 0x1p-31 - 1.0));
+    };
+    for (Index o = 0; o < out_features; ++o) {
+      for (Index i = 0; i < in_features; ++i) parameters_->at(o, i) = uniform(i, o, 0);
+      if (bias) parameters_->bias[static_cast<std::size_t>(o)] = uniform(o, 0, 1);
+    }
+  }
+  Linear(const Linear& other) : parameters_(std::make_shared<Parameters>(*other.parameters_)) {}
+  Linear(Linear&&) noexcept = default;
+  Linear& operator=(const Linear& other) { return *this = Linear(other); }
+  Linear& operator=(Linear&&) noexcept = default;
+  ~Linear() = default;
+
+  [[nodiscard]] Index in_features() const { return parameters_->in; }
+  [[nodiscard]] Index out_features() const { return parameters_->out; }
+  [[nodiscard]] bool has_bias() const { return !parameters_->bias.empty(); }
+
+  /// The weight, [out,in].
+  [[nodiscard]] Tensor<T, 2> weight() const {
+    Tensor<T, 2> result(out_features(), in_features());
+    for (Index o = 0; o < out_features(); ++o)
+      for (Index i = 0; i < in_features(); ++i) result(o, i) = parameters_->at(o, i);
+    return result;
+  }
+  /// Replaces the weight. Errors: any shape but [out,in].
+  void set_weight(View<const T, 2> weight) {
+    detail::require_shape("Linear::set_weight", "weight [out,in]", weight, {out_features(), in_features()});
+    for (Index o = 0; o < out_features(); ++o)
+      for (Index i = 0; i < in_features(); ++i) parameters_->at(o, i) = weight(o, i);
+  }
+
+  /// The bias, [out], or an empty tensor.
+  [[nodiscard]] Tensor<T, 1> bias() const {
+    Tensor<T, 1> result(static_cast<Index>(parameters_->bias.size()));
+    std::copy(parameters_->bias.begin(), parameters_->bias.end(), result.data());
+    return result;
+  }
+  /// Replaces the bias. Errors: any shape but [out]; a layer without bias.
+  void set_bias(View<const T, 1> bias) {
+    detail::require(has_bias(), "Linear::set_bias", "this layer has no bias, expected one made with bias = true, got ",
+                    Shape(bias.shape()));
+    detail::require_shape("Linear::set_bias", "bias [out]", bias, {out_features()});
+    for (Index o = 0; o < out_features(); ++o) parameters_->bias[static_cast<std::size_t>(o)] = bias(o);
+  }
+
+  /// From now on this layer holds the other's parameters: what is set in one shows in both.
+  /// Errors: another shape.
+  void share(const Linear& other) {
+    detail::require(in_features() == other.in_features() && out_features() == other.out_features(), "Linear::share",
+                    "features, expected ", in_features(), " in and ", out_features(), " out, got ",
+                    other.in_features(), " in and ", other.out_features(), " out");
+    parameters_ = other.parameters_;
+  }
+  [[nodiscard]] bool shares_with(const Linear& other) const { return parameters_ == other.parameters_; }
+
+  /// Shapes: x [..., in] of rank 1 to 4 -> [..., out]. Types: sums in float, for double in double.
+  /// Errors: another last dimension.
+  template <detail::TensorLike X>
+    requires std::same_as<detail::Element<X>, T>
+  [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
+    auto shape = detail::shape_of(x);
+    check_input(x);
+    shape.back() = out_features();
+    auto y = detail::make_tensor<T, X::NumDimensions>(shape);
+    forward_into(y, x);
+    return y;
+  }
+
+  /// The same, written into a tensor [..., out] of the caller's that does not overlap x.
+  /// Errors: another last dimension or output shape; views with gaps between their rows.
+  template <class Y, detail::TensorLike X>
+    requires std::same_as<detail::Element<X>, T>
+  void forward_into(Y&& to, const X& from) const {
+    constexpr int rank = X::NumDimensions;
+    static_assert(rank >= 1 && rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
+    const View<const T, rank> x(from);
+    const View<T, rank> y(to);
+    check_input(x);
+    auto expected = x.shape();
+    expected.back() = out_features();
+    detail::require_shape("Linear::forward", "output", y, expected);
+    detail::require(detail::is_packed(x) && detail::is_packed(y), "Linear::forward", "views, expected packed tensors");
+    const Index rows = x.size() / in_features();
+    detail::for_each_task(rows, [&](Index r, int) {
+      using A = Accumulator<T>;
+      for (Index o = 0; o < out_features(); ++o) {
+        A sum = 0;
+        for (Index i = 0; i < in_features(); ++i)
+          sum += static_cast<A>(x.data()[r * in_features() + i]) * static_cast<A>(parameters_->at(o, i));
+        if (has_bias()) sum += static_cast<A>(parameters_->bias[static_cast<std::size_t>(o)]);
+        y.data()[r * out_features() + o] = static_cast<T>(sum);
+      }
+    });
+  }
+
+  template <detail::TensorLike X>
+  [[nodiscard]] auto operator()(const X& x) const {
+    return forward(x);
+  }
+
+ private:
+  struct Parameters {
+    static constexpr Index width = 16;  // outputs side by side in a panel: one cache line of floats
+    Index in, out;
+    AlignedVector<T> weight;  // [ceil(out / width)][in][width], zeros where a panel goes past the last output
+    AlignedVector<T> bias;
+
+    Parameters(Index in_, Index out_, bool has_bias)
+        : in(in_),
+          out(out_),
+          weight(static_cast<std::size_t>((out_ + width - 1) / width * width * in_), T(0)),
+          bias(has_bias ? static_cast<std::size_t>(out_) : 0, T(0)) {}
+    T& at(Index o, Index i) { return weight[static_cast<std::size_t>((o / width * in + i) * width + o % width)]; }
+  };
+
+  template <class X>
+  void check_input(const X& x) const {
+    const auto shape = detail::shape_of(x);
+    detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
+                    in_features(), ", got ", Shape(shape));
+  }
+
+  std::shared_ptr<Parameters> parameters_;
+};
+
+}  // namespace attn::inline ATTN_EIGEN_ABI

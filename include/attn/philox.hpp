@@ -1,0 +1,51 @@
+// Floor 1. Philox4x32-10, a counter-based random number generator, and dropout as a pure function of position.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace attn {
+
+/// Four random words for a counter and a key. Passes the known-answer tests of the Random123 distribution.
+/// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
+[[nodiscard]] constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                                               std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t a = std::uint64_t{0xD2511F53U} * counter[0];
+    const std::uint64_t b = std::uint64_t{0xCD9E8D57U} * counter[2];
+    const auto high = [](std::uint64_t product) { return static_cast<std::uint32_t>(product >> 32); };
+    const auto low = [](std::uint64_t product) { return static_cast<std::uint32_t>(product); };
+    counter = {high(b) ^ counter[1] ^ key[0], low(b), high(a) ^ counter[3] ^ key[1], low(a)};
+    key = {key[0] + 0x9E3779B9U, key[1] + 0xBB67AE85U};
+  }
+  return counter;
+}
+
+/// Which elements inverted dropout keeps, and by what it multiplies them: a pure function of seed, call and position,
+/// so it does not depend on tiling, thread count or instruction set.
+struct DropoutRule {
+  std::uint64_t seed = 0;
+  std::uint32_t call = 0;
+  std::uint64_t threshold = 0;  ///< p * 2^32: an element is dropped when its random word is below
+  double scale = 1.0;           ///< 1 / (1 - p), or 0 where p = 1
+
+  DropoutRule() = default;
+  /// p in [0,1], checked by the caller.
+  constexpr DropoutRule(double p, std::uint64_t seed_, std::uint32_t call_)
+      : seed(seed_),
+        call(call_),
+        threshold(static_cast<std::uint64_t>(p * 4294967296.0)),
+        scale(p < 1.0 ? 1.0 / (1.0 - p) : 0.0) {}
+
+  [[nodiscard]] constexpr bool active() const { return threshold > 0; }
+  [[nodiscard]] constexpr std::array<std::uint32_t, 2> key() const {
+    return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+  }
+
+  /// The random word of one element: `column` in a row that two more words name. Four columns share a Philox call.
+  [[nodiscard]] constexpr bool keep(std::uint32_t column, std::uint32_t row, std::uint32_t plane) const {
+    return philox4x32({column / 4, row, plane, call}, key())[column % 4] >= threshold;
+  }
+};
+
+}  // namespace attn

@@ -1,0 +1,64 @@
+// Floor 4. The definition: attention as the document's formula says it, one score after the other, any scalar type.
+// Every fast path is tested against this page. It is slow and meant to be read.
+#pragma once
+
+#include "attention.hpp"
+
+namespace attn::inline ATTN_EIGEN_ABI::reference {
+
+/// attn::scaled_dot_product_attention_into, by definition. Same arguments, same results, same errors.
+template <Scalar T, Mask M, class F>
+void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<const T, 4> q, View<const T, 4> k,
+                                       View<const T, 4> v, const M& mask, const F& score,
+                                       const AttentionOptions& options) {
+  using A = Accumulator<T>;
+  const auto [B, H, G, S, Keys, D, Dv] = detail::check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const A never = -std::numeric_limits<A>::infinity();
+  const A scale = static_cast<A>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(D))));
+  const DropoutRule dropout(options.dropout, options.seed, options.call);
+  std::vector<A> p(static_cast<std::size_t>(Keys));
+
+  for (Index b = 0; b < B; ++b)
+    for (Index h = 0; h < H; ++h)
+      for (Index s = 0; s < S; ++s) {
+        const Index g = h / (H / G);
+        Position at = detail::first_position({B, H, G, S, Keys, D, Dv}, options, b, h, s);
+
+        // scores = q kT * scale, then score functions, then the mask
+        A largest = never;
+        for (Index t = 0; t < Keys; ++t) {
+          at.key = static_cast<std::int32_t>(t);
+          A& x = p[static_cast<std::size_t>(t)];
+          x = never;
+          if (!mask.keep(at)) continue;
+          A dot = 0;
+          for (Index d = 0; d < D; ++d) dot += static_cast<A>(q(b, h, s, d)) * static_cast<A>(k(b, g, t, d));
+          x = static_cast<A>(score(dot * scale, at));
+          if constexpr (HasBias<M>) x += static_cast<A>(mask.bias(at));
+          if (x > largest || std::isnan(x)) largest = x;
+        }
+
+        // p = softmax(scores); a row with no key left is 0
+        A sum = 0;
+        for (A& x : p) sum += x = x == never ? A{0} : std::exp(x - largest);
+        if (out.log_sum_exp.data() != nullptr) out.log_sum_exp(b, h, s) = sum == A{0} ? never : largest + std::log(sum);
+
+        // y = dropout(p) v
+        for (Index d = 0; d < Dv; ++d) out.output(b, h, s, d) = T(0);
+        std::vector<A> y(static_cast<std::size_t>(Dv), A{0});
+        for (Index t = 0; t < Keys; ++t) {
+          A& x = p[static_cast<std::size_t>(t)];
+          if (x != A{0}) x /= sum;
+          if (dropout.active())
+            x *= dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(b * H + h))
+                     ? static_cast<A>(dropout.scale)
+                     : A{0};
+          if (out.weights.data() != nullptr) out.weights(b, h, s, t) = static_cast<T>(x);
+          if (x == A{0}) continue;  // keys that nobody attends are not read
+          for (Index d = 0; d < Dv; ++d) y[static_cast<std::size_t>(d)] += x * static_cast<A>(v(b, g, t, d));
+        }
+        for (Index d = 0; d < Dv; ++d) out.output(b, h, s, d) = static_cast<T>(y[static_cast<std::size_t>(d)]);
+      }
+}
+
+}  // namespace attn::inline ATTN_EIGEN_ABI::reference

@@ -1,0 +1,258 @@
+// Floor 4. Rotary position embedding, its scalings, and the two layouts in which checkpoints come.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <optional>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "executor.hpp"
+#include "memory.hpp"
+#include "tensor.hpp"
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// Which two elements of a head are turned together.
+enum class RotaryLayout : std::uint8_t {
+  half_split,   ///< i and i + D/2: Hugging Face checkpoints
+  interleaved,  ///< 2i and 2i + 1: Meta's checkpoints, llama2.c
+};
+
+/// Positions divided by `factor`. Source: Chen et al., "Extending context window ... via positional interpolation", 2023.
+struct LinearScaling {
+  double factor;
+};
+/// theta grows with the length once that passes `original_length`. Source: Hugging Face, "dynamic".
+struct DynamicNtkScaling {
+  double factor;
+  Index original_length;
+};
+/// Low frequencies divided by `factor`, high ones kept, smooth in between. Source: Llama 3.1.
+struct Llama3Scaling {
+  double factor = 8.0;
+  double low_frequency_factor = 1.0;
+  double high_frequency_factor = 4.0;
+  Index original_length = 8192;
+};
+/// As Llama 3.1's in spirit, with a ramp over dimensions and warmer attention. Source: Peng et al., "YaRN", 2023.
+struct YarnScaling {
+  double factor;
+  Index original_length;
+  double beta_fast = 32.0;
+  double beta_slow = 1.0;
+  std::optional<double> attention_factor = {};  ///< 0.1 ln(factor) + 1 where not set
+  bool truncate = true;                         ///< round the ramp's ends to whole dimensions
+};
+/// One factor per frequency, for short and for long input. Source: Ding et al., "LongRoPE", 2024; Phi-3.
+struct LongRopeScaling {
+  std::vector<double> short_factors, long_factors;  ///< rotary dimension / 2 of each
+  Index original_length;
+  double factor;                                ///< longest length / original_length
+  std::optional<double> attention_factor = {};  ///< sqrt(1 + ln(factor) / ln(original_length)) where not set
+};
+using RotaryScaling = std::variant<std::monostate, LinearScaling, DynamicNtkScaling, Llama3Scaling, YarnScaling, LongRopeScaling>;
+
+struct RotaryConfig {
+  RotaryLayout layout = RotaryLayout::half_split;
+  double theta = 10000.0;
+  RotaryScaling scaling = {};
+  Index dimensions = 0;  ///< how many of a head's first elements are turned; 0: all
+};
+
+/// Turns pairs of elements of queries and keys by angles that grow with position, so that scores depend on distance.
+/// Cosines and sines are float32 whatever the scalar (computed in double and rounded once).
+/// Source: Su et al., "RoFormer", 2021.
+class Rotary {
+ public:
+  /// Errors: a head size that is odd or below 2, theta or a factor that is not positive, factors of the wrong count.
+  explicit Rotary(Index head_size, RotaryConfig config = {})
+      : config_(std::move(config)), head_size_(head_size), turned_(config_.dimensions == 0 ? head_size : config_.dimensions) {
+    constexpr auto fn = "Rotary";
+    detail::require(head_size >= 2 && head_size % 2 == 0, fn, "head size, expected an even number, got ", head_size);
+    detail::require(turned_ >= 2 && turned_ % 2 == 0 && turned_ <= head_size, fn,
+                    "dimensions, expected an even number up to the head size ", head_size, ", got ", turned_);
+    detail::require(config_.theta > 0.0 && std::isfinite(config_.theta), fn, "theta, expected a positive number, got ",
+                    config_.theta);
+    std::visit([&](const auto& scaling) { check(scaling); }, config_.scaling);
+  }
+
+  [[nodiscard]] const RotaryConfig& config() const { return config_; }
+  [[nodiscard]] Index head_size() const { return head_size_; }
+
+  /// The angle per position of each pair, for a sequence of `length` positions in all (two scalings ask for it).
+  void frequencies(Index length, std::span<double> result) const {
+    detail::require(std::ssize(result) == turned_ / 2, "Rotary::frequencies", "expected room for ", turned_ / 2, ", got ", std::ssize(result));
+    double theta = config_.theta;
+    const auto dimensions = static_cast<double>(turned_);
+    if (const auto* s = std::get_if<DynamicNtkScaling>(&config_.scaling)) {
+      const double stretch = static_cast<double>(std::max(length, s->original_length)) / static_cast<double>(s->original_length);
+      if (turned_ > 2) theta *= std::pow(s->factor * stretch - (s->factor - 1.0), dimensions / (dimensions - 2.0));
+    }
+    for (std::size_t i = 0; i < result.size(); ++i) {
+      const double plain = std::pow(theta, -2.0 * static_cast<double>(i) / dimensions);
+      result[i] = std::visit([&](const auto& s) { return scaled(s, plain, i, length); }, config_.scaling);
+    }
+  }
+
+  /// What cosines and sines are multiplied by: 1 but for yarn and longrope.
+  [[nodiscard]] double attention_factor() const {
+    if (const auto* s = std::get_if<YarnScaling>(&config_.scaling))
+      return s->attention_factor.value_or(s->factor <= 1.0 ? 1.0 : 0.1 * std::log(s->factor) + 1.0);
+    if (const auto* s = std::get_if<LongRopeScaling>(&config_.scaling))
+      return s->attention_factor.value_or(s->factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(s->factor) / std::log(static_cast<double>(s->original_length))));
+    return 1.0;
+  }
+
+  /// Turns x [B,H,S,D] in place; row s of batch entry b stands at position start[b] + s. `length` is the number of
+  /// positions in all, where it is not simply the last position + 1.
+  /// Errors: another head size, a start that is missing or negative.
+  template <Scalar T>
+  void apply(View<T, 4> x, std::span<const Index> start, Index length = 0) const {
+    constexpr auto fn = "Rotary::apply";
+    const Index B = x.dimension(0), H = x.dimension(1), S = x.dimension(2), half = turned_ / 2;
+    detail::require(x.dimension(3) == head_size_, fn, "last dimension, expected ", head_size_, ", got ", Shape(x.shape()));
+    detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ", std::ssize(start));
+    for (const Index position : start) {
+      detail::require(position >= 0, fn, "start, expected at least 0, got ", position);
+      length = std::max(length, position + S);
+    }
+    Workspace::Frame frame;
+    const std::span<double> frequency(frame.take<double>(half), static_cast<std::size_t>(half));
+    frequencies(length, frequency);
+    const double factor = attention_factor();
+    const bool interleaved = config_.layout == RotaryLayout::interleaved;
+    auto* const tables = frame.take<float>(detail::lanes(B * S) * turned_);
+    detail::for_each_task(B * S, [&](Index task, int lane) {
+      using A = Accumulator<T>;
+      const Index b = task / S, s = task % S;
+      float* const cosine = tables + lane * turned_;
+      float* const sine = cosine + half;
+      for (Index i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(start[static_cast<std::size_t>(b)] + s) * frequency[static_cast<std::size_t>(i)];
+        cosine[i] = static_cast<float>(std::cos(angle) * factor);
+        sine[i] = static_cast<float>(std::sin(angle) * factor);
+      }
+      for (Index h = 0; h < H; ++h) {
+        T* const row = &x(b, h, s, 0);
+        for (Index i = 0; i < half; ++i) {
+          T& first = row[interleaved ? 2 * i : i];
+          T& second = row[interleaved ? 2 * i + 1 : i + half];
+          const A u = static_cast<A>(first), v = static_cast<A>(second);
+          const A c = static_cast<A>(cosine[i]), n = static_cast<A>(sine[i]);
+          first = static_cast<T>(u * c - v * n);
+          second = static_cast<T>(v * c + u * n);
+        }
+      }
+    });
+  }
+  template <TensorOf<4> X>
+  void apply(X& x, std::span<const Index> start, Index length = 0) const {
+    apply(View<detail::Element<X>, 4>(x), start, length);
+  }
+
+ private:
+  static void check(std::monostate) {}
+  static void check(const LinearScaling& s) { check_factor(s.factor); }
+  static void check(const DynamicNtkScaling& s) { check_factor(s.factor), check_length(s.original_length); }
+  static void check(const Llama3Scaling& s) {
+    check_factor(s.factor), check_length(s.original_length);
+    detail::require(s.low_frequency_factor > 0.0 && s.high_frequency_factor > s.low_frequency_factor, "Rotary",
+                    "llama3 scaling, expected 0 < low_frequency_factor < high_frequency_factor, got ",
+                    s.low_frequency_factor, " and ", s.high_frequency_factor);
+  }
+  static void check(const YarnScaling& s) {
+    check_factor(s.factor), check_length(s.original_length);
+    detail::require(s.beta_slow > 0.0 && s.beta_fast > s.beta_slow, "Rotary",
+                    "yarn scaling, expected 0 < beta_slow < beta_fast, got ", s.beta_slow, " and ", s.beta_fast);
+  }
+  void check(const LongRopeScaling& s) const {
+    check_factor(s.factor), check_length(s.original_length);
+    for (const auto* factors : {&s.short_factors, &s.long_factors}) {
+      detail::require(std::ssize(*factors) == turned_ / 2, "Rotary", "longrope scaling, expected ", turned_ / 2,
+                      " factors, got ", std::ssize(*factors));
+      for (const double factor : *factors) check_factor(factor);
+    }
+  }
+  static void check_factor(double factor) {
+    detail::require(factor > 0.0 && std::isfinite(factor), "Rotary", "scaling factor, expected a positive number, got ", factor);
+  }
+  static void check_length(Index length) {
+    detail::require(length >= 2, "Rotary", "original_length, expected at least 2, got ", length);
+  }
+
+  // The frequency of pair i, from the plain one.
+  static double scaled(std::monostate, double plain, std::size_t, Index) { return plain; }
+  static double scaled(const LinearScaling& s, double plain, std::size_t, Index) { return plain / s.factor; }
+  static double scaled(const DynamicNtkScaling&, double plain, std::size_t, Index) { return plain; }  // theta has it
+  static double scaled(const Llama3Scaling& s, double plain, std::size_t, Index) {
+    const double turns = static_cast<double>(s.original_length) * plain / (2.0 * std::numbers::pi);
+    const double keep = std::clamp(
+        (turns - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor), 0.0, 1.0);
+    return keep * plain + (1.0 - keep) * plain / s.factor;
+  }
+  double scaled(const YarnScaling& s, double plain, std::size_t i, Index) const {
+    const auto dimension = [&](double turns) {  // which pair turns that often over the original length
+      return static_cast<double>(turned_) *
+             std::log(static_cast<double>(s.original_length) / (turns * 2.0 * std::numbers::pi)) /
+             (2.0 * std::log(config_.theta));
+    };
+    double low = dimension(s.beta_fast), high = dimension(s.beta_slow);
+    if (s.truncate) low = std::floor(low), high = std::ceil(high);
+    low = std::max(low, 0.0), high = std::min(high, static_cast<double>(turned_ - 1));
+    if (low == high) high += 0.001;  // no division by zero
+    const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+    return (1.0 - ramp) * plain + ramp * plain / s.factor;
+  }
+  static double scaled(const LongRopeScaling& s, double plain, std::size_t i, Index length) {
+    return plain / (length > s.original_length ? s.long_factors : s.short_factors)[i];
+  }
+
+  RotaryConfig config_;
+  Index head_size_, turned_;
+};
+
+namespace detail_rotary {
+template <class T, int Rank>
+Tensor<T, Rank> reorder(View<const T, Rank> x, Index heads, bool to_half_split, std::string_view fn) {
+  const Index rows = x.dimension(0);
+  detail::require(heads >= 1 && rows % (2 * heads) == 0, fn, "first dimension, expected a multiple of twice ", heads,
+                  " heads, got ", Shape(x.shape()));
+  detail::require(detail::is_packed(x), fn, "views, expected a packed tensor");
+  auto result = detail::make_tensor<T, Rank>(x.shape());
+  const Index d = rows / heads, width = x.size() / std::max<Index>(rows, 1);
+  for (Index r = 0; r < rows; ++r) {
+    const Index i = r % d / 2 + (r % 2) * d / 2;  // where row r of interleaved pairs stands when halves are split
+    const Index split = r / d * d + i;
+    const Index from = to_half_split ? r : split, to = to_half_split ? split : r;
+    std::copy_n(x.data() + from * width, width, result.data() + to * width);
+  }
+  return result;
+}
+}  // namespace detail_rotary
+
+/// Reorders the rows of a query or key weight [heads*D, in] (or bias [heads*D]) made for interleaved rotary, so that
+/// half-split rotary gives the same scores.
+template <TensorOf<2> X>
+[[nodiscard]] Tensor<detail::Element<X>, 2> to_half_split(const X& weight, Index heads) {
+  return detail_rotary::reorder(detail::read(weight), heads, true, "to_half_split");
+}
+template <TensorOf<1> X>
+[[nodiscard]] Tensor<detail::Element<X>, 1> to_half_split(const X& bias, Index heads) {
+  return detail_rotary::reorder(detail::read(bias), heads, true, "to_half_split");
+}
+
+/// The way back: from half-split to interleaved.
+template <TensorOf<2> X>
+[[nodiscard]] Tensor<detail::Element<X>, 2> to_interleaved(const X& weight, Index heads) {
+  return detail_rotary::reorder(detail::read(weight), heads, false, "to_interleaved");
+}
+template <TensorOf<1> X>
+[[nodiscard]] Tensor<detail::Element<X>, 1> to_interleaved(const X& bias, Index heads) {
+  return detail_rotary::reorder(detail::read(bias), heads, false, "to_interleaved");
+}
+
+}  // namespace attn::inline ATTN_EIGEN_ABI

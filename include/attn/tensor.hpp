@@ -1,0 +1,175 @@
+// Floor 3. Tensors: Eigen's, row-major, and the strided view in which every attn function takes them.
+#pragma once
+
+#include <Eigen/Core>
+#include <unsupported/Eigen/CXX11/Tensor>
+
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+#include "error.hpp"
+#include "mask.hpp"
+
+// Eigen's tensors change allocator with the widest alignment that -m flags allow, so tensors must not cross between
+// translation units that differ in it. Everything that holds a tensor lives in an inline namespace named after the
+// alignment: such a mix does not link, and the missing symbol says why.
+#if EIGEN_MAX_ALIGN_BYTES >= 64
+#define ATTN_EIGEN_ABI eigen_max_align_bytes_64
+#elif EIGEN_MAX_ALIGN_BYTES >= 32
+#define ATTN_EIGEN_ABI eigen_max_align_bytes_32
+#elif EIGEN_MAX_ALIGN_BYTES >= 16
+#define ATTN_EIGEN_ABI eigen_max_align_bytes_16
+#else
+#define ATTN_EIGEN_ABI eigen_max_align_bytes_0
+#endif
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// A row-major Eigen tensor: the last axis is contiguous, as in NumPy, PyTorch and C arrays.
+template <class T, int Rank>
+using Tensor = Eigen::Tensor<T, Rank, Eigen::RowMajor>;
+
+/// A tensor over memory that somebody else owns: TensorMap<float, 3>(pointer, B, S, E).
+template <class T, int Rank>
+using TensorMap = Eigen::TensorMap<std::conditional_t<
+    std::is_const_v<T>, const Tensor<std::remove_const_t<T>, Rank>, Tensor<std::remove_const_t<T>, Rank>>>;
+
+/// The element types of attn. Half and bfloat16 are stored low and computed in float.
+template <class T>
+concept Scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, Eigen::half> ||
+                 std::same_as<T, Eigen::bfloat16>;
+
+/// The type in which sums, scores and softmax are computed: double for double, float for all others.
+template <Scalar T>
+using Accumulator = std::conditional_t<std::same_as<T, double>, double, float>;
+
+template <class T, int Rank>
+class View;
+
+}  // namespace attn::inline ATTN_EIGEN_ABI
+
+namespace attn::detail {
+
+template <class X>
+inline constexpr bool is_view = false;
+template <class T, int Rank>
+inline constexpr bool is_view<View<T, Rank>> = true;
+
+template <class X, class T, int Rank>
+concept ConvertsToView = TensorLike<std::remove_cvref_t<X>> && (!is_view<std::remove_cvref_t<X>>) &&
+                         (std::remove_cvref_t<X>::NumDimensions == Rank) &&
+                         std::convertible_to<decltype(std::declval<X&>().data()), T*> &&
+                         std::same_as<Element<std::remove_cvref_t<X>>, std::remove_const_t<T>>;
+
+}  // namespace attn::detail
+
+namespace attn::inline ATTN_EIGEN_ABI {
+
+/// Elements of a tensor that somebody else owns: pointer, shape, strides. Every tensor and TensorMap of the right
+/// element type and rank converts to it. The last axis is contiguous.
+template <class T, int Rank>
+class View {
+ public:
+  using Sizes = std::array<Index, static_cast<std::size_t>(Rank)>;
+  static constexpr int NumDimensions = Rank;
+  static constexpr int Layout = Eigen::RowMajor;
+
+  View() = default;
+  View(T* data, const Sizes& shape) : data_(data), shape_(shape) {
+    Index stride = 1;
+    for (auto axis = static_cast<std::size_t>(Rank); axis-- > 0;) {
+      stride_[axis] = stride;
+      stride *= shape[axis];
+    }
+  }
+  View(T* data, const Sizes& shape, const Sizes& stride) : data_(data), shape_(shape), stride_(stride) {}
+
+  template <class X>
+    requires detail::ConvertsToView<X, T, Rank>
+  View(X&& x)  // NOLINT: a view is what attn functions take, so tensors convert to it
+      : View(x.data(), detail::shape_of(x)) {
+    static_assert(Rank <= 1 || static_cast<int>(std::remove_cvref_t<X>::Layout) == Eigen::RowMajor,
+                  "attn: row-major tensors only, Eigen::Tensor<T, Rank, Eigen::RowMajor>");
+  }
+  operator View<const T, Rank>() const { return {data_, shape_, stride_}; }  // NOLINT
+
+  [[nodiscard]] T* data() const { return data_; }
+  [[nodiscard]] const Sizes& shape() const { return shape_; }
+  [[nodiscard]] Index dimension(int axis) const { return shape_[static_cast<std::size_t>(axis)]; }
+  [[nodiscard]] Index stride(int axis) const { return stride_[static_cast<std::size_t>(axis)]; }
+  [[nodiscard]] Index size() const {
+    Index product = 1;
+    for (const Index n : shape_) product *= n;
+    return product;
+  }
+  /// The element at these indices, one for each axis.
+  [[nodiscard]] T& operator()(std::convertible_to<Index> auto... at) const {
+    static_assert(sizeof...(at) == Rank);
+    Index offset = 0;
+    auto stride = stride_.begin();
+    ((offset += static_cast<Index>(at) * *stride++), ...);
+    return data_[offset];
+  }
+
+ private:
+  T* data_ = nullptr;
+  Sizes shape_{};
+  Sizes stride_{};
+};
+
+/// A tensor, TensorMap or View of rank `Rank`.
+template <class X, int Rank>
+concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> && (std::remove_cvref_t<X>::NumDimensions == Rank) &&
+                   Scalar<detail::Element<std::remove_cvref_t<X>>>;
+
+/// [B,S,H*D] seen as [B,H,S,D]: heads are split by strides alone, nothing is moved.
+template <class T>
+[[nodiscard]] View<T, 4> split_heads(View<T, 3> x, Index heads) {
+  detail::require(heads >= 1 && x.dimension(2) % heads == 0, "split_heads", "last dimension, expected a multiple of ",
+                  heads, " heads, got ", Shape(x.shape()));
+  const Index d = x.dimension(2) / heads;
+  return {x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d, x.stride(1), 1}};
+}
+template <TensorOf<3> X>
+[[nodiscard]] auto split_heads(X& x, Index heads) {
+  return split_heads(View<std::remove_pointer_t<decltype(x.data())>, 3>(x), heads);
+}
+
+}  // namespace attn::inline ATTN_EIGEN_ABI
+
+namespace attn::detail {
+
+/// The view of anything tensor-like, read-only.
+template <class X>
+[[nodiscard]] View<const Element<X>, X::NumDimensions> read(const X& x) {
+  return x;
+}
+
+/// A tensor of a given shape, its elements not set.
+template <class T, int Rank>
+[[nodiscard]] Tensor<T, Rank> make_tensor(const std::array<Index, static_cast<std::size_t>(Rank)>& shape) {
+  Eigen::array<Index, static_cast<std::size_t>(Rank)> sizes{};
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) sizes[axis] = shape[axis];
+  return Tensor<T, Rank>(sizes);
+}
+
+template <class T, int Rank>
+void require_shape(std::string_view function, std::string_view what, View<T, Rank> x,
+                   const std::type_identity_t<std::array<Index, static_cast<std::size_t>(Rank)>>& expected) {
+  require(x.shape() == expected, function, what, ", expected ", Shape(expected), ", got ", Shape(x.shape()));
+}
+
+/// Where tensors are read or written row after row, they must be packed: no gaps between the rows.
+template <class T, int Rank>
+[[nodiscard]] bool is_packed(View<T, Rank> x) {
+  Index stride = 1;
+  for (int axis = Rank - 1; axis >= 0; --axis) {
+    if (x.dimension(axis) != 1 && x.stride(axis) != stride) return false;
+    stride *= x.dimension(axis);
+  }
+  return true;
+}
+
+}  // namespace attn::detail
