@@ -8,7 +8,9 @@
 #include <span>
 
 #include "executor.hpp"
+#include "kernel/targets.hpp"
 #include "mask.hpp"
+#include "memory.hpp"
 #include "philox.hpp"
 #include "score.hpp"
 #include "tensor.hpp"
@@ -94,16 +96,39 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   return n;
 }
 
-/// The position of a row's first score.
-inline Position first_position(const AttentionSizes& n, const AttentionOptions& options, Index b, Index h, Index s) {
-  const Index start = options.query_start.empty() ? n.T - n.S : options.query_start[static_cast<std::size_t>(b)];
-  const auto narrow = [](Index i) { return static_cast<std::int32_t>(i); };
-  return {narrow(b), narrow(h), narrow(s), narrow(start + s), 0};
+template <class T>
+[[nodiscard]] auto heads_of(View<T, 4> x) {
+  auto* const data = kernel::stored(x.data());
+  return kernel::Heads<std::remove_pointer_t<decltype(kernel::stored(x.data()))>>{data, x.stride(0), x.stride(1), x.stride(2)};
+}
+
+/// The problem as kernels are told it.
+template <Scalar X>
+[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v, const AttentionOptions& options, const AttentionOutputs<X>& out) {
+  return {n.B, n.H, n.G, n.S, n.T, n.D, n.Dv, heads_of(q), heads_of(k), heads_of(v), heads_of(out.output),
+          out.log_sum_exp.data(), kernel::stored(out.weights.data()),
+          static_cast<Accumulator<X>>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(n.D)))),
+          DropoutRule(options.dropout, options.seed, options.call),
+          options.query_start.empty() ? nullptr : options.query_start.data()};
+}
+
+template <Scalar X, Mask M, class F>
+void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
+               const M& mask, const F& score, const AttentionOptions& options) {
+  const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const auto problem = attention_problem(n, q, k, v, options, out);
+  kernel::dispatch([&](auto kernels) {
+    const typename decltype(kernels)::template Attention<kernel::Stored<X>> plan(problem);
+    const Workspace::Frame frame;
+    const Index tasks = plan.tasks(problem), room = plan.scratch();
+    auto* const scratch = frame.take<Accumulator<X>>(lanes(tasks) * room);
+    for_each_task(tasks, [&](Index task, int lane) {
+      kernels.attention(problem, plan, mask, score, task, scratch + lane * room);
+    });
+  });
 }
 
 }  // namespace attn::detail
-
-#include "reference.hpp"
 
 namespace attn::inline ATTN_EIGEN_ABI {
 
@@ -121,8 +146,8 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
   } else {
     outputs.output = View<T, 4>(out);
   }
-  reference::scaled_dot_product_attention_into(outputs, detail::read(q), detail::read(k), detail::read(v),
-                                               as_mask(mask), score, options);
+  const auto typed_mask = as_mask(mask);
+  detail::attention<T>(outputs, detail::read(q), detail::read(k), detail::read(v), typed_mask, score, options);
 }
 
 /// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.

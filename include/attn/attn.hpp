@@ -8,6 +8,10 @@
 #include "score.hpp"
 #include "philox.hpp"
 
+#include "kernel/isa.hpp"
+#include "kernel/problem.hpp"
+#include "kernel/targets.hpp"
+
 #include "tensor.hpp"
 #include "memory.hpp"
 #include "executor.hpp"

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "executor.hpp"
+#include "kernel/targets.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
@@ -113,16 +114,20 @@ class Linear {
     expected.back() = out_features();
     detail::require_shape("Linear::forward", "output", y, expected);
     detail::require(detail::is_packed(x) && detail::is_packed(y), "Linear::forward", "views, expected packed tensors");
-    const Index rows = x.size() / in_features();
-    detail::for_each_task(rows, [&](Index r, int) {
-      using A = Accumulator<T>;
-      for (Index o = 0; o < out_features(); ++o) {
-        A sum = 0;
-        for (Index i = 0; i < in_features(); ++i)
-          sum += static_cast<A>(x.data()[r * in_features() + i]) * static_cast<A>(parameters_->at(o, i));
-        if (has_bias()) sum += static_cast<A>(parameters_->bias[static_cast<std::size_t>(o)]);
-        y.data()[r * out_features() + o] = static_cast<T>(sum);
-      }
+    using Stored = kernel::Stored<T>;
+    const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
+    const kernel::LinearProblem<Stored> problem{kernel::stored(x.data()), kernel::stored(parameters_->weight.data()),
+                                                bias, kernel::stored(y.data()), x.size() / in_features(),
+                                                in_features(), out_features()};
+    if (problem.rows == 0) return;
+    kernel::dispatch([&](auto kernels) {
+      const typename decltype(kernels)::template Linear<Stored> plan(problem);
+      const Workspace::Frame frame;
+      const Index room = plan.scratch(problem);
+      auto* const scratch = frame.take<Accumulator<T>>(detail::lanes(plan.tasks()) * room);
+      detail::for_each_task(plan.tasks(), [&](Index task, int lane) {
+        kernels.linear(problem, plan, task, scratch + lane * room);
+      });
     });
   }
 
@@ -133,7 +138,7 @@ class Linear {
 
  private:
   struct Parameters {
-    static constexpr Index width = 16;  // outputs side by side in a panel: one cache line of floats
+    static constexpr Index width = kernel::panel_width<T>;
     Index in, out;
     AlignedVector<T> weight;  // [ceil(out / width)][in][width], zeros where a panel goes past the last output
     AlignedVector<T> bias;

@@ -80,7 +80,7 @@ class Workspace {
 
     /// Room for n objects, aligned to 64 bytes (a cache line, the widest vector), not set.
     template <class T>
-    [[nodiscard]] T* take(Index n) {
+    [[nodiscard]] T* take(Index n) const {
       static_assert(std::is_trivially_destructible_v<T>);
       return static_cast<T*>(home_.take(static_cast<std::size_t>(std::max<Index>(n, 0)) * sizeof(T)));
     }

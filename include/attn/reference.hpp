@@ -2,6 +2,8 @@
 // Every fast path is tested against this page. It is slow and meant to be read.
 #pragma once
 
+#include <vector>
+
 #include "attention.hpp"
 
 namespace attn::inline ATTN_EIGEN_ABI::reference {
@@ -12,17 +14,17 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
                                        View<const T, 4> v, const M& mask, const F& score,
                                        const AttentionOptions& options) {
   using A = Accumulator<T>;
-  const auto [B, H, G, S, Keys, D, Dv] = detail::check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const auto sizes = detail::check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const auto [B, H, G, S, Keys, D, Dv] = sizes;
+  const auto problem = detail::attention_problem(sizes, q, k, v, options, out);
   const A never = -std::numeric_limits<A>::infinity();
-  const A scale = static_cast<A>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(D))));
-  const DropoutRule dropout(options.dropout, options.seed, options.call);
   std::vector<A> p(static_cast<std::size_t>(Keys));
 
   for (Index b = 0; b < B; ++b)
     for (Index h = 0; h < H; ++h)
       for (Index s = 0; s < S; ++s) {
         const Index g = h / (H / G);
-        Position at = detail::first_position({B, H, G, S, Keys, D, Dv}, options, b, h, s);
+        Position at = problem.position(b, h, s, 0);
 
         // scores = q kT * scale, then score functions, then the mask
         A largest = never;
@@ -33,7 +35,7 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           if (!mask.keep(at)) continue;
           A dot = 0;
           for (Index d = 0; d < D; ++d) dot += static_cast<A>(q(b, h, s, d)) * static_cast<A>(k(b, g, t, d));
-          x = static_cast<A>(score(dot * scale, at));
+          x = static_cast<A>(score(dot * problem.scale, at));
           if constexpr (HasBias<M>) x += static_cast<A>(mask.bias(at));
           if (x > largest || std::isnan(x)) largest = x;
         }
@@ -49,9 +51,9 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
         for (Index t = 0; t < Keys; ++t) {
           A& x = p[static_cast<std::size_t>(t)];
           if (x != A{0}) x /= sum;
-          if (dropout.active())
-            x *= dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(b * H + h))
-                     ? static_cast<A>(dropout.scale)
+          if (problem.dropout.active())
+            x *= problem.dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(b * H + h))
+                     ? static_cast<A>(problem.dropout.scale)
                      : A{0};
           if (out.weights.data() != nullptr) out.weights(b, h, s, t) = static_cast<T>(x);
           if (x == A{0}) continue;  // keys that nobody attends are not read

@@ -1,10 +1,11 @@
 // Floor 4. Softmax over the last axis.
 #pragma once
 
-#include <cmath>
-#include <limits>
+#include <algorithm>
 
 #include "executor.hpp"
+#include "kernel/targets.hpp"
+#include "memory.hpp"
 #include "tensor.hpp"
 
 namespace attn::inline ATTN_EIGEN_ABI {
@@ -36,29 +37,24 @@ class Softmax {
     detail::require(detail::is_packed(x) && detail::is_packed(y), "Softmax::forward", "views, expected packed tensors");
     const Index columns = x.dimension(rank - 1);
     if (x.size() == 0) return;
-    detail::for_each_task(x.size() / columns, [&](Index row, int) { softmax_row(x.data() + row * columns, y.data() + row * columns, columns); });
+    const Index rows = x.size() / columns;
+    const Index block = std::max<Index>(1, 4096 / columns);  // rows of one task: enough to be worth a thread's while
+    const Index tasks = (rows + block - 1) / block;
+    kernel::dispatch([&](auto kernels) {
+      const Workspace::Frame frame;
+      const Index room = columns + 64;
+      auto* const scratch = frame.take<Accumulator<T>>(detail::lanes(tasks) * room);
+      detail::for_each_task(tasks, [&](Index task, int lane) {
+        for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
+          kernels.softmax(kernel::stored(x.data() + row * columns), kernel::stored(y.data() + row * columns), columns,
+                          scratch + lane * room);
+      });
+    });
   }
 
   template <detail::TensorLike X>
   [[nodiscard]] auto operator()(const X& x) const {
     return forward(x);
-  }
-
- private:
-  static void softmax_row(const T* x, T* y, Index n) {
-    using A = Accumulator<T>;
-    A largest = -std::numeric_limits<A>::infinity();
-    for (Index i = 0; i < n; ++i) {
-      const A value = static_cast<A>(x[i]);
-      if (value > largest || std::isnan(value)) largest = value;
-    }
-    if (largest == -std::numeric_limits<A>::infinity()) {
-      for (Index i = 0; i < n; ++i) y[i] = T(0);
-      return;
-    }
-    A sum = 0;
-    for (Index i = 0; i < n; ++i) sum += std::exp(static_cast<A>(x[i]) - largest);
-    for (Index i = 0; i < n; ++i) y[i] = static_cast<T>(std::exp(static_cast<A>(x[i]) - largest) / sum);
   }
 };
 

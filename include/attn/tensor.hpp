@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "error.hpp"
+#include "kernel/problem.hpp"
 #include "mask.hpp"
 
 // Eigen's tensors change allocator with the widest alignment that -m flags allow, so tensors must not cross between
@@ -173,3 +174,20 @@ template <class T, int Rank>
 }
 
 }  // namespace attn::detail
+
+namespace attn::kernel {
+
+/// Eigen's element types as kernels store them. Kernels read and write them bytewise, so that the names may differ.
+template <class T>
+using Stored = std::conditional_t<std::is_same_v<T, Eigen::half>, Half,
+                                  std::conditional_t<std::is_same_v<T, Eigen::bfloat16>, Bfloat16, T>>;
+template <Scalar T>
+[[nodiscard]] Stored<T>* stored(T* data) {
+  return reinterpret_cast<Stored<T>*>(data);
+}
+template <Scalar T>
+[[nodiscard]] const Stored<T>* stored(const T* data) {
+  return reinterpret_cast<const Stored<T>*>(data);
+}
+
+}  // namespace attn::kernel

@@ -1,0 +1,358 @@
+// Part of body.inl: fused attention.
+//
+// Scores are computed transposed: a panel of 3 vectors of queries lies across the lanes, keys run down. Then
+//   - q is the packed operand of the tile (once per task, it stays in L1), k is read as it lies: no key is ever packed;
+//   - the softmax needs no horizontal step: running maximum and sum are one vector per 16 queries;
+//   - p is stored as [key][query], which is how the tile wants its rows for p v, and v is again read as it lies.
+// Memory traffic per task of `block_rows` queries: k and v once from L2 or L3, D + Dv elements per key for 2 * block_rows
+// * (D + Dv) flops. At 192 rows and 4 bytes that is 1 byte in 96 flops: arithmetic, not memory, is the limit.
+
+template <class A>
+struct AttentionTiles {
+  static constexpr int vectors = 3;                            // per panel of queries
+  static constexpr Index panel = vectors * lanes<A>;           // queries side by side
+  static constexpr Index panels = panel >= 192 ? 1 : 192 / panel;
+  static constexpr Index block_rows = panel * panels;          // queries of one task
+  static constexpr Index keys = 64;                            // keys of one step
+  static constexpr int key_rows = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
+};
+
+/// Tasks and scratch memory (in accumulators, per lane) of an attention.
+template <class T>
+struct AttentionPlan {
+  using A = AccumulatorOf<T>;
+  using Tiles = AttentionTiles<A>;
+  static constexpr bool low = !std::is_same_v<T, A>;
+  Index row_blocks, panels, padded_d, padded_dv;
+  bool copies_v;
+
+  explicit AttentionPlan(const AttentionProblem<T>& p) {
+    row_blocks = (p.S + Tiles::block_rows - 1) / Tiles::block_rows;
+    panels = std::min(Tiles::panels, (p.S + Tiles::panel - 1) / Tiles::panel);
+    padded_d = (p.D + lanes<A> - 1) / lanes<A> * lanes<A>;
+    padded_dv = (p.Dv + lanes<A> - 1) / lanes<A> * lanes<A>;
+    // Rows of v that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 1 % and saves
+    // up to half of the time (E = 4096: stride 16 KB).
+    copies_v = low || padded_dv != p.Dv || p.v.row != p.Dv;
+  }
+  [[nodiscard]] Index tasks(const AttentionProblem<T>& p) const { return p.B * p.H * row_blocks; }
+  [[nodiscard]] Index scratch() const {
+    return panels * Tiles::panel * (padded_d + padded_dv + 2) + Tiles::keys * Tiles::panel + Tiles::panel +
+           (copies_v ? Tiles::keys * padded_dv : 0) + (low ? Tiles::keys * padded_d : 0);
+  }
+};
+
+/// to[d][panel lane] = rows[lane][d], zeros past the last row.
+template <class A, class T>
+void pack_queries(A* to, const T* rows, Index stride, Index count, Index D) {
+  constexpr int n = lanes<A>;
+  constexpr Index panel = AttentionTiles<A>::panel;
+  for (Index lane = 0; lane < panel; lane += n) {
+    Index d = 0;
+    for (; d + n <= D; d += n) {
+      Vec<A> block[n];
+      ATTN_UNROLL
+      for (int i = 0; i < n; ++i) block[i] = lane + i < count ? load(rows + (lane + i) * stride + d) : Vec<A>{};
+      transpose<A>(block);
+      ATTN_UNROLL
+      for (int i = 0; i < n; ++i) store(to + (d + i) * panel + lane, block[i]);
+    }
+    for (; d < D; ++d)
+      for (int i = 0; i < n; ++i) {
+        A x = 0;
+        if (lane + i < count) convert(&x, rows + (lane + i) * stride + d, 1);
+        to[d * panel + lane + i] = x;
+      }
+  }
+}
+
+/// s[key][query] = k q * scale, for N vectors of queries.
+template <class A, int N>
+void score_panel(A* s, const A* q, const A* k, Index k_stride, Index keys, Index D, A scale) {
+  using Tiles = AttentionTiles<A>;
+  constexpr int R = Tiles::key_rows;
+  for (Index t = 0; t < keys; t += R) {
+    RowPointers<A, R> rows;
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) rows.row[r] = k + std::min<Index>(t + r, keys - 1) * k_stride;
+    Vec<A> acc[R][N] = {};
+    multiply<A, R, N>(acc, rows, q, Tiles::panel, D);
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ATTN_UNROLL
+      for (int n = 0; n < N; ++n) store(s + (t + r) * Tiles::panel + n * lanes<A>, acc[r][n] * scale);
+    }
+  }
+}
+
+/// One step of the online softmax: s becomes p = exp(s - max), and `old` what earlier sums are multiplied by.
+template <class A>
+void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) {
+  constexpr Index stride = AttentionTiles<A>::panel;
+  for (Index n = 0; n < vectors * lanes<A>; n += lanes<A>) {
+    const Vec<A> before = load(largest + n);
+    Vec<A> max = before;
+    for (Index t = 0; t < keys; ++t) max = larger<A>(max, load(s + t * stride + n));
+    const Vec<A> shift = shift_of<A>(max), factor = exp(before - shift);
+    Vec<A> total = load(sum + n) * factor;
+    for (Index t = 0; t < keys; ++t) {
+      const Vec<A> p = exp(load(s + t * stride + n) - shift);
+      total += p;
+      store(s + t * stride + n, p);
+    }
+    store(largest + n, max);
+    store(sum + n, total);
+    store(old + n, factor);
+  }
+}
+
+/// y[row][0..N vectors) = y * old + p v, R rows at a time.
+template <class A, int R, int N>
+void value_columns(A* y, Index y_stride, const A* p, const A* v, Index v_stride, Index keys, Index rows, const A* old) {
+  constexpr Index panel = AttentionTiles<A>::panel;
+  static_assert(panel % R == 0);
+  for (Index row = 0; row < rows; row += R) {
+    Vec<A> acc[R][N];
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ATTN_UNROLL
+      for (int n = 0; n < N; ++n) acc[r][n] = load(y + (row + r) * y_stride + n * lanes<A>) * old[row + r];
+    }
+    multiply<A, R, N>(acc, AdjacentRows<A, panel>{p + row}, v, v_stride, keys);
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ATTN_UNROLL
+      for (int n = 0; n < N; ++n) store(y + (row + r) * y_stride + n * lanes<A>, acc[r][n]);
+    }
+  }
+}
+template <class A>
+void value_panel(A* y, Index y_stride, const A* p, const A* v, Index v_stride, Index keys, Index rows, const A* old) {
+  constexpr bool wide = ATTN_VECTOR_REGISTERS == 32;  // accumulators: 24 of 32 registers, or 12 of 16
+  constexpr Index panel = AttentionTiles<A>::panel;
+  constexpr int three = panel % 4 == 0 ? 4 : 3, one = panel < 12 ? 6 : 12;  // they divide the panel
+  for (Index c = 0; c < y_stride;) {
+    const Index left = (y_stride - c) / lanes<A>;
+    const Index n = left == 5 || left == 3 ? 3 : std::min<Index>(left, 4);  // 5 is better 3 + 2 than 4 + 1
+    if (n == 4) value_columns<A, wide ? 6 : 3, 4>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
+    if (n == 3) value_columns<A, wide && panel % 8 == 0 ? 8 : three, 3>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
+    if (n == 2) value_columns<A, wide && panel % 12 == 0 ? 12 : 6, 2>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
+    if (n == 1) value_columns<A, one, 1>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
+    c += n * lanes<A>;
+  }
+}
+
+/// Dropout of p[key][query]: `first` is the position of the first.
+template <class A>
+void drop_panel(A* p, Index keys, Index rows, const DropoutRule& rule, Position first, Index plane) {
+  constexpr Index panel = AttentionTiles<A>::panel;
+  for (Index row = 0; row < rows; ++row)
+    for (Index t = 0; t < keys;) {
+      const auto column = static_cast<std::uint32_t>(first.key + t);
+      const auto words = philox4x32({column / 4, static_cast<std::uint32_t>(first.row + row),
+                                     static_cast<std::uint32_t>(plane), rule.call},
+                                    rule.key());
+      for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t)
+        p[t * panel + row] = words[i] >= rule.threshold ? p[t * panel + row] * static_cast<A>(rule.scale) : A{0};
+    }
+}
+
+/// The score function and the mask, on s[key][query]. Lanes past the last row repeat its position.
+template <bool masked, class A, class M, class F>
+void apply_panel(A* s, Index keys, Index rows, Position first, const M& mask, const F& score) {
+  constexpr int panel = AttentionTiles<A>::panel;
+  const auto last = static_cast<std::int32_t>(rows - 1);
+  for (Index t = 0; t < keys; ++t) {
+    A x[panel];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
+    __builtin_memcpy(x, s + t * panel, sizeof x);
+    for (std::int32_t i = 0; i < panel; ++i) {
+      const std::int32_t lane = i < last ? i : last;
+      const Position at{first.batch, first.head, first.row + lane, first.query + lane,
+                        first.key + static_cast<std::int32_t>(t)};
+      A value = x[i];
+      if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
+      if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
+      if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
+      if constexpr (masked) value = mask.keep(at) ? value : never<A>;
+      x[i] = value;
+    }
+    __builtin_memcpy(s + t * panel, x, sizeof x);
+  }
+}
+
+/// What of a block of scores is worth computing: keys that the mask calls empty are cut off at both ends, by bisection,
+/// so that padding is never read and a causal block ends at its last live key. Returns false where nothing is left.
+template <class M>
+bool trim(const M& mask, Block& block, bool& masked) {
+  const Coverage coverage = mask.cover(block);
+  masked = coverage == Coverage::mixed;
+  if (!masked) return coverage == Coverage::full;
+  std::int32_t low = block.first.key, high = block.last.key + 1;
+  while (low < high) {  // keys from `high` on are empty
+    const std::int32_t middle = low + (high - low) / 2;
+    Block rest = block;
+    rest.first.key = middle;
+    if (mask.cover(rest) == Coverage::empty) high = middle;
+    else low = middle + 1;
+  }
+  block.last.key = high - 1;
+  low = block.first.key, high = block.last.key;
+  while (low < high) {  // keys before `low` are empty
+    const std::int32_t middle = low + (high - low) / 2;
+    Block rest = block;
+    rest.last.key = middle;
+    if (mask.cover(rest) == Coverage::empty) low = middle + 1;
+    else high = middle;
+  }
+  block.first.key = low;
+  return block.first.key <= block.last.key;
+}
+
+/// Up to block_rows queries of one head against all its keys.
+template <class T, class M, class F>
+struct AttentionTask {
+  using A = AccumulatorOf<T>;
+  using Tiles = AttentionTiles<A>;
+  using Plan = AttentionPlan<T>;
+
+  const AttentionProblem<T>& p;
+  const M& mask;
+  const F& score;
+  const Plan& plan;
+  Index b, h, g, first_row, rows;
+  A *q, *y, *largest, *sum, *s, *old, *v_copy, *k_copy;
+  Index k_step = -1, k_end = 0, v_step = -1, v_end = 0;  // the copies hold keys or values of this step, up to the end
+
+  AttentionTask(const AttentionProblem<T>& problem, const M& mask_, const F& score_, const Plan& plan_, Index task,
+                A* scratch)
+      : p(problem), mask(mask_), score(score_), plan(plan_) {
+    const Index block = plan.row_blocks - 1 - task / (p.B * p.H);  // under a causal mask the last rows cost most
+    b = task % (p.B * p.H) / p.H;
+    h = task % p.H;
+    g = h / (p.H / p.G);
+    first_row = block * Tiles::block_rows;
+    rows = std::min(Tiles::block_rows, p.S - first_row);
+    const Index lanes_ = plan.panels * Tiles::panel;
+    q = scratch;
+    y = q + lanes_ * plan.padded_d;
+    largest = y + lanes_ * plan.padded_dv;
+    sum = largest + lanes_;
+    s = sum + lanes_;
+    old = s + Tiles::keys * Tiles::panel;
+    v_copy = old + Tiles::panel;
+    k_copy = v_copy + (plan.copies_v ? Tiles::keys * plan.padded_dv : 0);
+  }
+
+  void run() {
+    for (Index row = 0; row < rows; row += Tiles::panel) {
+      pack_queries(q + row * plan.padded_d, p.q.at(b, h, first_row + row), p.q.row, std::min(Tiles::panel, rows - row), p.D);
+      for (Index i = 0; i < Tiles::panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
+      for (Index i = 0; i < Tiles::panel * plan.padded_dv; ++i) y[row * plan.padded_dv + i] = 0;
+    }
+    for (Index t = 0; t < p.T_; t += Tiles::keys)
+      for (Index row = 0; row < rows; row += Tiles::panel) {
+        Block block;
+        bool masked = false;
+        if (!scores(t, row, block, masked)) continue;
+        const Index keys = block.last.key - block.first.key + 1, count = std::min(Tiles::panel, rows - row);
+        softmax_panel(s, keys, (count + lanes<A> - 1) / lanes<A>, largest + row, sum + row, old);
+        if (p.dropout.active()) drop_panel(s, keys, count, p.dropout, block.first, b * p.H + h);
+        Index stride = p.v.row;
+        const A* const v = values(t, block.first.key, block.last.key + 1, stride);
+        value_panel(y + row * plan.padded_dv, plan.padded_dv, s, v, stride, keys, count, old);
+      }
+    finish();
+    if (p.weights != nullptr) write_weights();
+  }
+
+ private:
+  /// s = masked scores of the panel at `row` with the keys of the step at t that are worth it; false: with none.
+  bool scores(Index t, Index row, Block& block, bool& masked) {
+    const Index count = std::min(Tiles::panel, rows - row);
+    block = {p.position(b, h, first_row + row, t),
+             p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
+    if (!trim(mask, block, masked)) return false;
+    const Index count_keys = block.last.key - block.first.key + 1;
+    Index stride = p.k.row;
+    const A* const k = keys(t, block.first.key, block.last.key + 1, stride);
+    const A* const panel = q + row * plan.padded_d;
+    if (count > 2 * lanes<A>) score_panel<A, 3>(s, panel, k, stride, count_keys, p.D, p.scale);
+    else if (count > lanes<A>) score_panel<A, 2>(s, panel, k, stride, count_keys, p.D, p.scale);
+    else score_panel<A, 1>(s, panel, k, stride, count_keys, p.D, p.scale);
+    if (masked) apply_panel<true>(s, count_keys, count, block.first, mask, score);
+    else if constexpr (!std::is_same_v<F, NoScore>) apply_panel<false>(s, count_keys, count, block.first, mask, score);
+    return true;
+  }
+
+  /// Keys from t to `end`, of the step that begins at `step`. Those of low precision are converted once per step, as far
+  /// as any panel has asked for: keys that no query attends are not read.
+  const A* keys(Index step, Index t, [[maybe_unused]] Index end, Index& stride) {
+    if constexpr (Plan::low) {
+      bring(k_copy, plan.padded_d, p.k, step, end, p.D, k_step, k_end);
+      stride = plan.padded_d;
+      return k_copy + (t - step) * stride;
+    } else {
+      return p.k.at(b, g, t);
+    }
+  }
+  const A* values(Index step, Index t, Index end, Index& stride) {
+    if (plan.copies_v) {
+      bring(v_copy, plan.padded_dv, p.v, step, end, p.Dv, v_step, v_end);
+      stride = plan.padded_dv;
+      return v_copy + (t - step) * stride;
+    }
+    if constexpr (!Plan::low) return p.v.at(b, g, t);
+    return nullptr;
+  }
+  void bring(A* to, Index width, const Heads<const T>& from, Index step, Index end, Index size, Index& has_step,
+             Index& has_end) {
+    Index t = has_step == step ? has_end : step;
+    for (; t < end; ++t) {
+      A* const row = to + (t - step) * width;
+      convert(row, from.at(b, g, t), size);
+      for (Index i = size; i < width; ++i) row[i] = 0;
+    }
+    has_step = step, has_end = t;
+  }
+
+  /// y / sum, and log-sum-exp, into the caller's memory.
+  void finish() {
+    for (Index row = 0; row < rows; ++row) {
+      A* const from = y + row * plan.padded_dv;
+      const bool dead = sum[row] == A{0};
+      const Vec<A> divisor = splat(dead ? A{1} : sum[row]);
+      for (Index i = 0; i < plan.padded_dv; i += lanes<A>) store(from + i, load(from + i) / divisor);
+      convert(p.y.at(b, h, first_row + row), from, p.Dv);
+      if (p.log_sum_exp != nullptr)
+        p.log_sum_exp[(b * p.H + h) * p.S + first_row + row] =
+            dead ? -std::numeric_limits<A>::infinity() : largest[row] + std::log(sum[row]);
+    }
+  }
+
+  /// The weights, by computing the scores again now that maximum and sum are known.
+  void write_weights() {
+    for (Index row = 0; row < rows; row += Tiles::panel) {
+      const Index count = std::min(Tiles::panel, rows - row);
+      T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
+      __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count * p.T_) * sizeof(T));
+      for (Index t = 0; t < p.T_; t += Tiles::keys) {
+        Block block;
+        bool masked = false;
+        if (!scores(t, row, block, masked)) continue;
+        const Index keys = block.last.key - block.first.key + 1;
+        for (Index i = 0; i < Tiles::panel; i += lanes<A>) {
+          const Vec<A> shift = shift_of<A>(load(largest + row + i)), total = load(sum + row + i);
+          const Vec<A> divisor = total == A{0} ? Vec<A>{} + A{1} : total;
+          for (Index key = 0; key < keys; ++key) {
+            A* const at = s + key * Tiles::panel + i;
+            store(at, exp(load(at) - shift) / divisor);
+          }
+        }
+        if (p.dropout.active()) drop_panel(s, keys, count, p.dropout, block.first, b * p.H + h);
+        for (Index i = 0; i < count; ++i)
+          for (Index key = 0; key < keys; ++key)
+            convert(to + i * p.T_ + block.first.key + key, s + key * Tiles::panel + i, 1);
+      }
+    }
+  }
+};

@@ -1,0 +1,28 @@
+// Floor 2. The kernels, written once in the compiler's vector extension and included once per instruction set by
+// targets.hpp, inside a namespace and a region that sets the target. No #include, no lambda (its operator() would not
+// get the region's target), no exception and no allocation here or in the parts.
+#include "vector.inl"
+#include "matmul.inl"
+#include "softmax.inl"
+#include "attention.inl"
+
+/// What floor 4 calls. Each task may run on any thread; `scratch` belongs to the thread, `plan.scratch()` accumulators.
+struct Kernels {
+  template <class T>
+  using Linear = LinearPlan<T>;
+  template <class T>
+  static void linear(const LinearProblem<T>& problem, const LinearPlan<T>& plan, Index task, AccumulatorOf<T>* scratch) {
+    linear_task(problem, plan, task, scratch);
+  }
+  template <class T>
+  static void softmax(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+    softmax_row(x, y, n, scratch);
+  }
+  template <class T>
+  using Attention = AttentionPlan<T>;
+  template <class T, class M, class F>
+  static void attention(const AttentionProblem<T>& problem, const AttentionPlan<T>& plan, const M& mask, const F& score,
+                        Index task, AccumulatorOf<T>* scratch) {
+    AttentionTask<T, M, F>(problem, mask, score, plan, task, scratch).run();
+  }
+};

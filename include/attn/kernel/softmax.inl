@@ -1,0 +1,86 @@
+// Part of body.inl: exp, and the softmax of a row.
+
+/// e^x, at most 1 ULP off for x in [-87, 88] (tested over every float there); 0 below, and for -inf; NaN stays NaN.
+/// x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial (minimax, relative error 2e-9); times 2^n.
+/// Softmax never asks for x > 0, so there is no clamp above.
+ATTN_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> shifted = opaque(x * 1.44269504F + 12582912.F + 127.F);  // 1.5 * 2^23: n + 127 in the low bits
+  const Vec<float> n = opaque(shifted - 12583039.F);
+  Vec<float> r = opaque(x - n * 0.693359375F);  // ln2 in two parts; the first has few bits, so that n times it is exact
+  r = r + n * 2.12194440e-4F;
+  Vec<float> y = r * 1.3843644056e-3F + 8.3741633919e-3F;
+  y = y * r + 4.1668002576e-2F;
+  y = y * r + 1.6666431170e-1F;
+  y = y * r + 4.9999994206e-1F;
+  y = y * r + 1.0000000322F;
+  y = y * r + 1.F;
+  y *= from_bits<float>(bits<float>(shifted) << 23);
+  return x < -87.F ? Vec<float>{} : y;
+}
+/// The same in double, for x in [-708, 709], by the Taylor series to the 13th power (error 4e-18).
+ATTN_INLINE Vec<double> exp(Vec<double> x) {
+  const Vec<double> shifted = opaque(x * 1.4426950408889634 + 6755399441055744.0 + 1023.0);  // 1.5 * 2^52
+  const Vec<double> n = opaque(shifted - 6755399441056767.0);
+  Vec<double> r = opaque(x - n * 0.693147180369123816490);
+  r = r - n * 1.90821492927058770002e-10;
+  constexpr double factorial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                  1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
+                                  1.0 / 6,          1.0 / 2,         1.0,            1.0};
+  Vec<double> y = splat(factorial[0]);
+  for (int i = 1; i < 14; ++i) y = y * r + factorial[i];
+  y *= from_bits<double>(bits<double>(shifted) << 52);
+  return x < -708.0 ? Vec<double>{} : y;
+}
+
+/// The score of a key that a query never attends: the lowest finite number, so that -ffast-math cannot break it. Live
+/// scores stay above it (see live()).
+template <class A>
+inline constexpr A never = -std::numeric_limits<A>::max();
+
+/// A score as softmax takes it: -inf (found by its bits) becomes `never`, finite ones are kept above.
+ATTN_INLINE float live(float score) {
+  if (__builtin_bit_cast(std::uint32_t, score) == 0xFF800000U) return never<float>;
+  return score < -0x1.fffffcp127F ? -0x1.fffffcp127F : score;
+}
+ATTN_INLINE double live(double score) {
+  if (__builtin_bit_cast(std::uint64_t, score) == 0xFFF0000000000000U) return never<double>;
+  return score < -0x1.ffffffffffffep1023 ? -0x1.ffffffffffffep1023 : score;
+}
+/// What is subtracted from scores before exp: their maximum, or 0 where none is live, so that `never` gives 0.
+template <class A>
+ATTN_INLINE Vec<A> shift_of(Vec<A> largest) {
+  return largest == never<A> ? Vec<A>{} : largest;
+}
+template <class A>
+ATTN_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
+  return b > a ? b : a;  // a NaN in b does not win: it reaches the sum through exp
+}
+
+/// y = softmax(x) of one row of n; x and y may be the same. scratch: n rounded up to whole vectors.
+template <class T>
+void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+  using A = AccumulatorOf<T>;
+  constexpr Index step = lanes<A>;
+  const Index padded = (n + step - 1) / step * step;
+  convert(scratch, x, n);
+  for (Index i = n; i < padded; ++i) scratch[i] = never<A>;
+
+  Vec<A> largest = splat(never<A>);
+  for (Index i = 0; i < padded; i += step) largest = larger<A>(largest, load(scratch + i));
+  A max = never<A>;
+  for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
+
+  const Vec<A> shift = shift_of<A>(splat(max));
+  Vec<A> sums = {};
+  for (Index i = 0; i < padded; i += step) {
+    const Vec<A> p = exp(load(scratch + i) - shift);
+    sums += p;
+    store(scratch + i, p);
+  }
+  A sum = 0;
+  for (int i = 0; i < step; ++i) sum += sums[i];
+
+  const Vec<A> divisor = splat(sum == A{0} ? A{1} : sum);  // nothing live: 0, not NaN
+  for (Index i = 0; i < padded; i += step) store(scratch + i, load(scratch + i) / divisor);
+  convert(y, scratch, n);
+}

@@ -1,0 +1,104 @@
+// Floor 2. One region per instruction set around the same body. Everything the body needs is included before the first
+// region opens: what a region includes would be compiled for its target and leak into the rest of the program.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "../score.hpp"
+#include "isa.hpp"
+#include "problem.hpp"
+
+#define ATTN_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define ATTN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define ATTN_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+// What the compiler was told to assume: 16-byte vectors, on x86-64 of 16 registers, on AArch64 of 32.
+#define ATTN_VECTOR_BYTES 16
+#if defined(__aarch64__)
+#define ATTN_VECTOR_REGISTERS 32
+#define ATTN_VECTOR_CONSTRAINT "w"
+#else
+#define ATTN_VECTOR_REGISTERS 16
+#define ATTN_VECTOR_CONSTRAINT "x"
+#endif
+namespace attn::kernel::baseline {
+#include "body.inl"
+}  // namespace attn::kernel::baseline
+#undef ATTN_VECTOR_BYTES
+#undef ATTN_VECTOR_REGISTERS
+#undef ATTN_VECTOR_CONSTRAINT
+
+#if ATTN_X86_TARGETS
+
+#define ATTN_VECTOR_BYTES 32
+#define ATTN_VECTOR_REGISTERS 16
+#define ATTN_VECTOR_CONSTRAINT "x"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace attn::kernel::avx2 {
+#include "body.inl"
+}  // namespace attn::kernel::avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ATTN_VECTOR_BYTES
+#undef ATTN_VECTOR_REGISTERS
+#undef ATTN_VECTOR_CONSTRAINT
+
+#define ATTN_VECTOR_BYTES 64
+#define ATTN_VECTOR_REGISTERS 32
+#define ATTN_VECTOR_CONSTRAINT "v"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+namespace attn::kernel::avx512 {
+#include "body.inl"
+}  // namespace attn::kernel::avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ATTN_VECTOR_BYTES
+#undef ATTN_VECTOR_REGISTERS
+#undef ATTN_VECTOR_CONSTRAINT
+
+#endif
+
+#undef ATTN_UNROLL
+#undef ATTN_INLINE
+
+namespace attn::kernel {
+
+/// Calls function(kernels) with the active instruction set's Kernels: once per public call, a switch.
+template <class Function>
+void dispatch(const Function& function) {
+  switch (active_isa()) {
+#if ATTN_X86_TARGETS
+    case Isa::avx512: return function(avx512::Kernels{});
+    case Isa::avx2: return function(avx2::Kernels{});
+#endif
+    default: return function(baseline::Kernels{});
+  }
+}
+
+}  // namespace attn::kernel
