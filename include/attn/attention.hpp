@@ -19,7 +19,7 @@ namespace attn::inline ATTN_EIGEN_ABI {
 
 /// How scaled_dot_product_attention computes, and what it returns besides the output.
 struct AttentionOptions {
-  std::optional<double> scale;  ///< factor on q kT; 1 / sqrt(D) where not set
+  std::optional<double> scale = {};  ///< factor on q kT; 1 / sqrt(D) where not set
   double dropout = 0.0;         ///< probability that an attention weight is dropped, in [0,1]
   std::uint64_t seed = 0;       ///< dropout's random numbers: the same seed, call and position drop the same weights
   std::uint32_t call = 0;       ///< which use of the seed this is: count it up from step to step
@@ -27,7 +27,7 @@ struct AttentionOptions {
   bool weights = false;         ///< also return the attention weights after dropout, [B,H,S,T]
   /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
   /// Position::query counts from. KvCache gives it for sequences of unlike length.
-  std::span<const Index> query_start;
+  std::span<const Index> query_start = {};
 };
 
 /// What scaled_dot_product_attention returns. Parts that were not asked for are empty.
@@ -117,14 +117,30 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   const auto problem = attention_problem(n, q, k, v, options, out);
+  using Stored = kernel::Stored<X>;
+  const double work = static_cast<double>(n.B * n.H * n.S) * static_cast<double>(n.T) * static_cast<double>(n.D + n.Dv);
   kernel::dispatch([&](auto kernels) {
-    const typename decltype(kernels)::template Attention<kernel::Stored<X>> plan(problem);
+    using Kernels = decltype(kernels);
     const Workspace::Frame frame;
-    const Index tasks = plan.tasks(problem), room = plan.scratch();
-    auto* const scratch = frame.take<Accumulator<X>>(lanes(tasks) * room);
-    for_each_task(tasks, [&](Index task, int lane) {
-      kernels.attention(problem, plan, mask, score, task, scratch + lane * room);
-    });
+    if (Kernels::template Decode<Stored>::fits(problem)) {
+      const typename Kernels::template Decode<Stored> plan(problem);
+      const Index tasks = plan.tasks(problem), joins = n.B * n.H * n.S, room = plan.scratch();
+      auto* const partials = frame.take<Accumulator<X>>(tasks * plan.partial());
+      const int threads = lanes(tasks, work);
+      auto* const scratch = frame.take<Accumulator<X>>(std::max(threads, 1) * room);
+      for_each_task(tasks, threads, [&](Index task, int lane) {
+        kernels.decode(problem, plan, mask, score, task, partials, scratch + lane * room);
+      });
+      for (Index row = 0; row < joins; ++row) kernels.join(problem, plan, row, partials, scratch);
+    } else {
+      const typename Kernels::template Attention<Stored> plan(problem);
+      const Index tasks = plan.tasks(problem), room = plan.scratch();
+      const int threads = lanes(tasks, work);
+      auto* const scratch = frame.take<Accumulator<X>>(threads * room);
+      for_each_task(tasks, threads, [&](Index task, int lane) {
+        kernels.attention(problem, plan, mask, score, task, scratch + lane * room);
+      });
+    }
   });
 }
 

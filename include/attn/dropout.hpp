@@ -63,20 +63,7 @@ class Dropout {
     const View<T, rank> y(to);
     detail::require_shape("Dropout::forward", "output", y, x.shape());
     detail::require(detail::is_packed(x) && detail::is_packed(y), "Dropout::forward", "views, expected packed tensors");
-    const DropoutRule rule = next_rule();
-    if (!rule.active()) {
-      if (x.data() != y.data()) std::copy_n(x.data(), x.size(), y.data());
-      return;
-    }
-    constexpr Index chunk = 1 << 14;
-    const auto scale = static_cast<Accumulator<T>>(rule.scale);
-    detail::for_each_task((x.size() + chunk - 1) / chunk, [&](Index task, int) {
-      const Index end = std::min(x.size(), (task + 1) * chunk);
-      for (Index i = task * chunk; i < end; ++i)
-        y.data()[i] = rule.keep(static_cast<std::uint32_t>(i % (Index{1} << 32)), static_cast<std::uint32_t>(i >> 32), 0)
-                          ? static_cast<T>(static_cast<Accumulator<T>>(x.data()[i]) * scale)
-                          : T(0);
-    });
+    run(x.data(), x.size(), y.data());
   }
 
   template <detail::TensorLike X>
@@ -91,6 +78,25 @@ class Dropout {
   }
 
  private:
+  void run(const T* x, Index size, T* y) const {
+    const DropoutRule rule = next_rule();
+    if (!rule.active()) {
+      if (x != y) std::copy_n(x, size, y);
+      return;
+    }
+    constexpr Index chunk = 1 << 14;
+    const auto scale = static_cast<Accumulator<T>>(rule.scale);
+    const Index tasks = (size + chunk - 1) / chunk;
+    const int lanes = detail::lanes(tasks, 30.0 * static_cast<double>(size));  // Philox is some 30 operations
+    detail::for_each_task(tasks, lanes, [&](Index task, int) {
+      const Index end = std::min(size, (task + 1) * chunk);
+      for (Index i = task * chunk; i < end; ++i)
+        y[i] = rule.keep(static_cast<std::uint32_t>(i % (Index{1} << 32)), static_cast<std::uint32_t>(i >> 32), 0)
+                          ? static_cast<T>(static_cast<Accumulator<T>>(x[i]) * scale)
+                          : T(0);
+    });
+  }
+
   double p_ = 0.0;
   std::uint64_t seed_ = 0;
   bool training_ = true;

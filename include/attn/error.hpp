@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -25,40 +26,41 @@ class Error : public std::invalid_argument {
 
 namespace detail {
 
-inline void append(std::string& text, std::string_view part) { text += part; }
-inline void append(std::string& text, Shape shape) {
-  text += '[';
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (i > 0) text += ',';
-    text += std::to_string(shape[i]);
+/// A piece of a message: text, a number, a shape. Made only when a check fails: one that passes allocates nothing.
+class Part {
+ public:
+  Part(std::string_view text) : text_(text) {}  // NOLINT: these convert
+  Part(const char* text) : text_(text) {}       // NOLINT
+  Part(Shape shape) {                           // NOLINT
+    text_ = "[";
+    for (const Index size : shape) text_ += (text_.size() > 1 ? "," : "") + std::to_string(size);
+    text_ += ']';
   }
-  text += ']';
-}
-template <class Number>
-  requires std::is_arithmetic_v<Number>
-void append(std::string& text, Number number) {
-  std::string digits = std::to_string(number);
-  if constexpr (std::is_floating_point_v<Number>) {  // "0.500000" reads better as "0.5"
-    if (digits.find('.') != std::string::npos) digits.erase(digits.find_last_not_of('0') + 1);
-    if (digits.back() == '.') digits.pop_back();
+  template <class Number>
+    requires std::is_arithmetic_v<Number>
+  Part(Number number) : text_(std::to_string(number)) {  // NOLINT
+    if constexpr (std::is_floating_point_v<Number>) {    // "0.500000" reads better as "0.5"
+      if (text_.find('.') != std::string::npos) text_.erase(text_.find_last_not_of('0') + 1);
+      if (text_.back() == '.') text_.pop_back();
+    }
   }
-  text += digits;
-}
+  [[nodiscard]] const std::string& text() const { return text_; }
 
-template <class... Parts>
-[[noreturn]] void fail(std::string_view function, const Parts&... parts) {
-  std::string text = "[attn::";
-  text += function;
-  text += "] ";
-  (append(text, parts), ...);
+ private:
+  std::string text_;
+};
+
+[[noreturn]] inline void fail(std::string_view function, std::initializer_list<Part> parts) {
+  std::string text = "[attn::" + std::string(function) + "] ";
+  for (const Part& part : parts) text += part.text();
   throw Error(text);
 }
 
-/// Throws unless `ok`. The parts (text, numbers, shapes) are put together only when it throws: a check that passes
-/// allocates nothing.
+/// Throws unless `ok`.
 template <class... Parts>
 constexpr void require(bool ok, std::string_view function, const Parts&... parts) {
-  if (!ok) fail(function, parts...);
+  if (!ok) [[unlikely]]
+    fail(function, {Part(parts)...});
 }
 
 }  // namespace detail

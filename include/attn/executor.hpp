@@ -16,6 +16,7 @@
 #include <atomic>
 #include <charconv>
 #include <concepts>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -31,20 +32,24 @@
 
 namespace attn {
 
-/// A reference to a callable `void(int)`, to be called while the callable lives. Copying it allocates nothing.
-class LaneFunction {
+/// A reference to a callable, to be called while the callable lives. Copying it allocates nothing.
+template <class... Args>
+class FunctionRef {
  public:
   template <class F>
-    requires(!std::same_as<std::remove_cvref_t<F>, LaneFunction>)
-  LaneFunction(F& function)  // NOLINT: lambdas convert to it
-      : object_(&function), call_([](const void* object, int lane) { (*static_cast<const F*>(object))(lane); }) {}
+    requires(!std::same_as<std::remove_cvref_t<F>, FunctionRef>)
+  FunctionRef(const F& function)  // NOLINT: lambdas convert to it
+      : object_(&function), call_([](const void* object, Args... args) { (*static_cast<const F*>(object))(args...); }) {}
 
-  void operator()(int lane) const { call_(object_, lane); }
+  void operator()(Args... args) const { call_(object_, args...); }
 
  private:
   const void* object_;
-  void (*call_)(const void*, int);
+  void (*call_)(const void*, Args...);
 };
+
+/// What an executor runs: lane(i) for every i below a count.
+using LaneFunction = FunctionRef<int>;
 
 /// A source of threads. A user's own derives from it: the constructor says how many lanes are worth having (at least
 /// 1), `parallel_for` runs lane(0) ... lane(count - 1), at the same time or not, and returns when all have.
@@ -83,8 +88,8 @@ class ThreadPool final : public Executor {
   }
   ~ThreadPool() override {
     stop_ = true;
-    generation_.fetch_add(1);
-    generation_.notify_all();
+    ticket_ = ticket(static_cast<std::uint32_t>(ticket_.load() >> 32) + 1, 0);
+    ticket_.notify_all();
     for (std::thread& thread : threads_) thread.join();
   }
 
@@ -95,21 +100,40 @@ class ThreadPool final : public Executor {
       return;
     }
     job_ = &lane;
-    count_ = count;
-    next_ = 0;
-    busy_ = static_cast<int>(threads_.size());
-    generation_.fetch_add(1);
-    generation_.notify_all();
-    run_lanes();
-    for (int left = busy_.load(); left != 0; left = busy_.load()) {
-      if (!spin([&] { return busy_.load(std::memory_order_relaxed) == 0; })) busy_.wait(left);
+    left_ = count;
+    ticket_ = ticket(static_cast<std::uint32_t>(ticket_.load() >> 32) + 1, static_cast<std::uint32_t>(count));
+    ticket_.notify_all();
+    while (run_one_lane()) {
     }
+    for (int left = left_.load(); left != 0; left = left_.load())
+      if (!spin([&] { return left_.load(std::memory_order_relaxed) == 0; })) left_.wait(left);
   }
 
  private:
+  // A ticket is one word, the number of the job and how many of its lanes nobody has taken: who takes a lane knows that
+  // its job still waits for it, and who comes late takes nothing and touches nothing.
+  static std::uint64_t ticket(std::uint32_t job, std::uint32_t lanes) { return std::uint64_t{job} << 32 | lanes; }
+
+  bool run_one_lane() {
+    std::uint64_t now = ticket_.load();
+    do {
+      if (static_cast<std::uint32_t>(now) == 0) return false;
+    } while (!ticket_.compare_exchange_weak(now, now - 1));
+    (*job_)(static_cast<int>(static_cast<std::uint32_t>(now)) - 1);
+    if (left_.fetch_sub(1) == 1) left_.notify_all();
+    return true;
+  }
+  void work() {
+    while (!stop_) {
+      if (run_one_lane()) continue;
+      const std::uint64_t now = ticket_.load();
+      if (static_cast<std::uint32_t>(now) != 0 || stop_) continue;
+      if (!spin([&] { return ticket_.load(std::memory_order_relaxed) != now; })) ticket_.wait(now);
+    }
+  }
   template <class Done>
   static bool spin(Done done) {  // some 20 us on current machines
-    for (int i = 0; i < 4000; ++i) {
+    for (int i = 0; i < 500; ++i) {
       if (done()) return true;
 #if defined(__x86_64__) || defined(__i386__)
       __builtin_ia32_pause();
@@ -117,27 +141,12 @@ class ThreadPool final : public Executor {
     }
     return false;
   }
-  void run_lanes() {
-    for (int i = next_.fetch_add(1); i < count_; i = next_.fetch_add(1)) (*job_)(i);
-  }
-  void work() {
-    for (unsigned seen = 0;;) {
-      if (!spin([&] { return generation_.load(std::memory_order_relaxed) != seen; })) generation_.wait(seen);
-      const unsigned now = generation_.load();
-      if (now == seen) continue;
-      seen = now;
-      if (stop_) return;
-      run_lanes();
-      if (busy_.fetch_sub(1) == 1) busy_.notify_all();
-    }
-  }
 
   std::vector<std::thread> threads_;
   std::mutex turn_;
   const LaneFunction* job_ = nullptr;
-  int count_ = 0;
-  std::atomic<int> next_{0}, busy_{0};
-  std::atomic<unsigned> generation_{0};
+  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<int> left_{0};
   std::atomic<bool> stop_{false};
 };
 
@@ -208,17 +217,18 @@ class UseExecutor {
 
 namespace detail {
 
-/// Runs task(i, lane) for every i below `tasks`, lane < lanes(tasks): a lane runs one task after the other, so it may
-/// own scratch memory. Lanes take tasks from one counter, in order: put the costly ones first. An exception of a task
-/// reaches the caller after all lanes have stopped.
-inline int lanes(Index tasks) {
-  return static_cast<int>(std::min<Index>(tasks, current_executor().concurrency()));
+/// How many lanes `tasks` tasks of `work` multiplications in all are worth. A lane pays from some 10^5 of them on: a few
+/// microseconds, against about one to reach a thread that waits.
+inline int lanes(Index tasks, double work) {
+  const Index worth = static_cast<Index>(std::min(work / 1e5, 1e6)) + 1;
+  return static_cast<int>(std::min({tasks, worth, Index{current_executor().concurrency()}}));
 }
-template <class Task>
-void for_each_task(Index tasks, const Task& task) {
-  if (tasks <= 0) return;
-  const int width = lanes(tasks);
-  if (width == 1) {
+
+/// Runs task(i, lane) for every i below `tasks`, lane < lanes: a lane runs one task after the other, so it may own
+/// scratch memory. Lanes take tasks from one counter, in order: put the costly ones first. An exception of a task reaches
+/// the caller after all lanes have stopped.
+inline void for_each_task(Index tasks, int lanes, FunctionRef<Index, int> task) {
+  if (lanes <= 1) {
     for (Index i = 0; i < tasks; ++i) task(i, 0);
     return;
   }
@@ -233,7 +243,7 @@ void for_each_task(Index tasks, const Task& task) {
       if (!failed.test_and_set()) error = std::current_exception();
     }
   };
-  current_executor().parallel_for(width, lane);
+  current_executor().parallel_for(lanes, lane);
   if (error) std::rethrow_exception(error);
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "executor.hpp"
 #include "kernel/targets.hpp"
@@ -29,15 +30,25 @@ class Linear {
     parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
     const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
     const DropoutRule random(0.0, seed, 0);
-    const auto uniform = [&](Index column, Index row, std::uint32_t plane) {
-      const auto words = philox4x32({static_cast<std::uint32_t>(column / 4), static_cast<std::uint32_t>(row), plane, 0},
-                                    random.key());
-      return static_cast<T>(bound * (words[static_cast<std::size_t>(column % 4)] * 0x1p-31 - 1.0));
+    const auto fill = [&](Index count, Index row, std::uint32_t plane, auto&& element) {
+      for (Index i = 0; i < count; i += 4) {
+        const auto words = philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0},
+                                      random.key());
+        for (Index j = i; j < std::min(i + 4, count); ++j)
+          element(j) = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
+      }
     };
-    for (Index o = 0; o < out_features; ++o) {
-      for (Index i = 0; i < in_features; ++i) parameters_->at(o, i) = uniform(i, o, 0);
-      if (bias) parameters_->bias[static_cast<std::size_t>(o)] = uniform(o, 0, 1);
-    }
+    for (Index o = 0; o < out_features; ++o)
+      fill(in_features, o, 0, [&](Index i) -> T& { return parameters_->at(o, i); });
+    if (bias) fill(out_features, 0, 1, [&](Index o) -> T& { return parameters_->bias[static_cast<std::size_t>(o)]; });
+  }
+  /// A layer with this weight [out,in], and bias [out] where given. Errors: shapes that do not fit.
+  explicit Linear(View<const T, 2> weight, std::optional<View<const T, 1>> bias = {}) {
+    detail::require(weight.size() >= 1, "Linear", "weight [out,in], expected at least 1 in and out, got ",
+                    Shape(weight.shape()));
+    parameters_ = std::make_shared<Parameters>(weight.dimension(1), weight.dimension(0), bias.has_value());
+    set_weight(weight);
+    if (bias) set_bias(*bias);
   }
   Linear(const Linear& other) : parameters_(std::make_shared<Parameters>(*other.parameters_)) {}
   Linear(Linear&&) noexcept = default;
@@ -55,6 +66,13 @@ class Linear {
     for (Index o = 0; o < out_features(); ++o)
       for (Index i = 0; i < in_features(); ++i) result(o, i) = parameters_->at(o, i);
     return result;
+  }
+  /// One row of the weight: output `o` of all inputs, into a tensor [in] of the caller's. It serves embeddings that share
+  /// their table with the output layer. Errors: a row that does not exist, another shape.
+  void weight_row(Index o, View<T, 1> row) const {
+    detail::require(o >= 0 && o < out_features(), "Linear::weight_row", "row, expected one of ", out_features(), ", got ", o);
+    detail::require_shape("Linear::weight_row", "row [in]", row, {in_features()});
+    for (Index i = 0; i < in_features(); ++i) row(i) = parameters_->at(o, i);
   }
   /// Replaces the weight. Errors: any shape but [out,in].
   void set_weight(View<const T, 2> weight) {
@@ -114,21 +132,7 @@ class Linear {
     expected.back() = out_features();
     detail::require_shape("Linear::forward", "output", y, expected);
     detail::require(detail::is_packed(x) && detail::is_packed(y), "Linear::forward", "views, expected packed tensors");
-    using Stored = kernel::Stored<T>;
-    const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
-    const kernel::LinearProblem<Stored> problem{kernel::stored(x.data()), kernel::stored(parameters_->weight.data()),
-                                                bias, kernel::stored(y.data()), x.size() / in_features(),
-                                                in_features(), out_features()};
-    if (problem.rows == 0) return;
-    kernel::dispatch([&](auto kernels) {
-      const typename decltype(kernels)::template Linear<Stored> plan(problem);
-      const Workspace::Frame frame;
-      const Index room = plan.scratch(problem);
-      auto* const scratch = frame.take<Accumulator<T>>(detail::lanes(plan.tasks()) * room);
-      detail::for_each_task(plan.tasks(), [&](Index task, int lane) {
-        kernels.linear(problem, plan, task, scratch + lane * room);
-      });
-    });
+    run(x.data(), x.size() / in_features(), y.data());
   }
 
   template <detail::TensorLike X>
@@ -150,6 +154,25 @@ class Linear {
           bias(has_bias ? static_cast<std::size_t>(out_) : 0, T(0)) {}
     T& at(Index o, Index i) { return weight[static_cast<std::size_t>((o / width * in + i) * width + o % width)]; }
   };
+
+  void run(const T* x, Index rows, T* y) const {
+    using Stored = kernel::Stored<T>;
+    const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
+    const kernel::LinearProblem<Stored> problem{kernel::stored(x), kernel::stored(parameters_->weight.data()),
+                                                bias, kernel::stored(y), rows, in_features(),
+                                                out_features()};
+    if (rows == 0) return;
+    kernel::dispatch([&](auto kernels) {
+      const typename decltype(kernels)::template Linear<Stored> plan(problem, current_executor().concurrency());
+      const Workspace::Frame frame;
+      const Index tasks = plan.tasks(), room = plan.scratch();
+      const int lanes = detail::lanes(tasks, static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
+      auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
+      detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
+        kernels.linear(problem, plan, task, scratch + lane * room);
+      });
+    });
+  }
 
   template <class X>
   void check_input(const X& x) const {

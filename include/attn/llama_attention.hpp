@@ -99,7 +99,7 @@ class LlamaAttention {
     detail::require(query_.out_features() == other.query_.out_features() &&
                         key_.out_features() == other.key_.out_features() &&
                         config_.hidden_size == other.config_.hidden_size,
-                    "LlamaAttention::share", "modules of unlike sizes, expected ", sizes(), ", got ", other.sizes());
+                    "LlamaAttention::share", "modules of unlike sizes, expected ", std::string_view(sizes()), ", got ", std::string_view(other.sizes()));
     query_.share(other.query_);
     key_.share(other.key_);
     value_.share(other.value_);
@@ -190,8 +190,7 @@ class LlamaAttention {
   [[nodiscard]] std::string sizes() const {
     const std::array<Index, 4> n{config_.hidden_size, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
     std::string text = "hidden size, heads, key/value heads, head size ";
-    detail::append(text, Shape(n));
-    return text;
+    return text + detail::Part(Shape(n)).text();
   }
 
   template <class M>

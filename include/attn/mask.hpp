@@ -301,7 +301,9 @@ template <class M>
   } else {
     static_assert(Mask<M>,
                   "attn: not a mask. A mask has bool keep(Position) and Coverage cover(Block), or is a callable "
-                  "bool(Position), or a tensor that is added to the scores; a score function comes after the mask");
+                  "bool(Position), or a tensor that is added to the scores. A score function comes after the mask; so "
+                  "does a cache: forward(x, attn::Causal{}, cache)");
+    return NoMask{};
   }
 }
 
@@ -310,6 +312,16 @@ template <class A, class B>
   requires(Mask<A> && (Mask<B> || PredicateFunction<B>)) || (PredicateFunction<A> && Mask<B>)
 [[nodiscard]] constexpr auto operator&(const A& a, const B& b) {
   return And<decltype(as_mask(a)), decltype(as_mask(b))>{as_mask(a), as_mask(b)};
+}
+
+/// All of these masks: as a & b & c, also for masks and callables that are all of the user's own.
+template <class First, class... Rest>
+[[nodiscard]] constexpr auto all_of(const First& first, const Rest&... rest) {
+  if constexpr (sizeof...(Rest) == 0) {
+    return as_mask(first);
+  } else {
+    return as_mask(first) & all_of(rest...);
+  }
 }
 
 }  // namespace attn

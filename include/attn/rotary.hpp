@@ -125,8 +125,9 @@ class Rotary {
     frequencies(length, frequency);
     const double factor = attention_factor();
     const bool interleaved = config_.layout == RotaryLayout::interleaved;
-    auto* const tables = frame.take<float>(detail::lanes(B * S) * turned_);
-    detail::for_each_task(B * S, [&](Index task, int lane) {
+    const int lanes = detail::lanes(B * S, static_cast<double>(B * S * turned_) * static_cast<double>(H + 20));
+    auto* const tables = frame.take<float>(lanes * turned_);
+    detail::for_each_task(B * S, lanes, [&](Index task, int lane) {
       using A = Accumulator<T>;
       const Index b = task / S, s = task % S;
       float* const cosine = tables + lane * turned_;

@@ -37,24 +37,29 @@ class Softmax {
     detail::require(detail::is_packed(x) && detail::is_packed(y), "Softmax::forward", "views, expected packed tensors");
     const Index columns = x.dimension(rank - 1);
     if (x.size() == 0) return;
-    const Index rows = x.size() / columns;
-    const Index block = std::max<Index>(1, 4096 / columns);  // rows of one task: enough to be worth a thread's while
-    const Index tasks = (rows + block - 1) / block;
-    kernel::dispatch([&](auto kernels) {
-      const Workspace::Frame frame;
-      const Index room = columns + 64;
-      auto* const scratch = frame.take<Accumulator<T>>(detail::lanes(tasks) * room);
-      detail::for_each_task(tasks, [&](Index task, int lane) {
-        for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
-          kernels.softmax(kernel::stored(x.data() + row * columns), kernel::stored(y.data() + row * columns), columns,
-                          scratch + lane * room);
-      });
-    });
+    run(x.data(), x.size() / columns, columns, y.data());
   }
 
   template <detail::TensorLike X>
   [[nodiscard]] auto operator()(const X& x) const {
     return forward(x);
+  }
+
+ private:
+  static void run(const T* x, Index rows, Index columns, T* y) {
+    const Index block = std::max<Index>(1, 4096 / columns);  // rows of one task: enough to be worth a thread's while
+    const Index tasks = (rows + block - 1) / block;
+    kernel::dispatch([&](auto kernels) {
+      const Workspace::Frame frame;
+      const Index room = columns + 64;
+      const int lanes = detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
+      auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
+      detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
+        for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
+          kernels.softmax(kernel::stored(x + row * columns), kernel::stored(y + row * columns), columns,
+                          scratch + lane * room);
+      });
+    });
   }
 };
 

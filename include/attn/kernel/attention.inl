@@ -85,25 +85,36 @@ void score_panel(A* s, const A* q, const A* k, Index k_stride, Index keys, Index
   }
 }
 
-/// One step of the online softmax: s becomes p = exp(s - max), and `old` what earlier sums are multiplied by.
-template <class A>
-void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) {
+/// One step of the online softmax, for N vectors of queries: s becomes p = exp(s - max), and `old` what earlier sums are
+/// multiplied by.
+template <class A, int N>
+void softmax_panel(A* s, Index keys, A* largest, A* sum, A* old) {
   constexpr Index stride = AttentionTiles<A>::panel;
-  for (Index n = 0; n < vectors * lanes<A>; n += lanes<A>) {
-    const Vec<A> before = load(largest + n);
-    Vec<A> max = before;
-    for (Index t = 0; t < keys; ++t) max = larger<A>(max, load(s + t * stride + n));
-    const Vec<A> shift = shift_of<A>(max), factor = exp(before - shift);
-    Vec<A> total = load(sum + n) * factor;
-    for (Index t = 0; t < keys; ++t) {
-      const Vec<A> p = exp(load(s + t * stride + n) - shift);
-      total += p;
-      store(s + t * stride + n, p);
-    }
-    store(largest + n, max);
-    store(sum + n, total);
-    store(old + n, factor);
+  Vec<A> max[N], shift[N], total[N];
+  ATTN_UNROLL
+  for (int n = 0; n < N; ++n) max[n] = load(largest + n * lanes<A>);
+  for (Index t = 0; t < keys; ++t) {
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) max[n] = larger<A>(max[n], load(s + t * stride + n * lanes<A>));
   }
+  ATTN_UNROLL
+  for (int n = 0; n < N; ++n) {
+    shift[n] = shift_of<A>(max[n]);
+    const Vec<A> factor = exp(load(largest + n * lanes<A>) - shift[n]);
+    total[n] = load(sum + n * lanes<A>) * factor;
+    store(old + n * lanes<A>, factor);
+    store(largest + n * lanes<A>, max[n]);
+  }
+  for (Index t = 0; t < keys; ++t) {
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const Vec<A> p = exp(load(s + t * stride + n * lanes<A>) - shift[n]);
+      total[n] += p;
+      store(s + t * stride + n * lanes<A>, p);
+    }
+  }
+  ATTN_UNROLL
+  for (int n = 0; n < N; ++n) store(sum + n * lanes<A>, total[n]);
 }
 
 /// y[row][0..N vectors) = y * old + p v, R rows at a time.
@@ -142,42 +153,52 @@ void value_panel(A* y, Index y_stride, const A* p, const A* v, Index v_stride, I
   }
 }
 
-/// Dropout of p[key][query]: `first` is the position of the first.
+/// Dropout of weights: p[key * key_stride + row * row_stride], `first` the position of the first.
 template <class A>
-void drop_panel(A* p, Index keys, Index rows, const DropoutRule& rule, Position first, Index plane) {
-  constexpr Index panel = AttentionTiles<A>::panel;
+void drop(A* p, Index key_stride, Index row_stride, Index keys, Index rows, const DropoutRule& rule, Position first,
+          Index plane) {
   for (Index row = 0; row < rows; ++row)
     for (Index t = 0; t < keys;) {
       const auto column = static_cast<std::uint32_t>(first.key + t);
       const auto words = philox4x32({column / 4, static_cast<std::uint32_t>(first.row + row),
                                      static_cast<std::uint32_t>(plane), rule.call},
                                     rule.key());
-      for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t)
-        p[t * panel + row] = words[i] >= rule.threshold ? p[t * panel + row] * static_cast<A>(rule.scale) : A{0};
+      for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t) {
+        A& weight = p[t * key_stride + row * row_stride];
+        weight = words[i] >= rule.threshold ? weight * static_cast<A>(rule.scale) : A{0};
+      }
     }
 }
 
-/// The score function and the mask, on s[key][query]. Lanes past the last row repeat its position.
+enum class Along { rows, keys };
+
+/// The score function and the mask on `n` scores in a line, from the position `first` on along rows or keys. Those past
+/// `last` repeat its position: they are not used.
+template <bool masked, Along along, int n, class A, class M, class F>
+ATTN_INLINE void apply_line(A* s, std::int32_t last, Position first, const M& mask, const F& score) {
+  A x[n];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
+  __builtin_memcpy(x, s, sizeof x);
+  for (std::int32_t i = 0; i < n; ++i) {
+    const std::int32_t step = i < last ? i : last;
+    Position at = first;
+    if constexpr (along == Along::rows) at.row += step, at.query += step;
+    else at.key += step;
+    A value = x[i];
+    if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
+    if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
+    if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
+    if constexpr (masked) value = mask.keep(at) ? value : never<A>;
+    x[i] = value;
+  }
+  __builtin_memcpy(s, x, sizeof x);
+}
+
+/// The same on s[key][query].
 template <bool masked, class A, class M, class F>
 void apply_panel(A* s, Index keys, Index rows, Position first, const M& mask, const F& score) {
   constexpr int panel = AttentionTiles<A>::panel;
-  const auto last = static_cast<std::int32_t>(rows - 1);
-  for (Index t = 0; t < keys; ++t) {
-    A x[panel];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
-    __builtin_memcpy(x, s + t * panel, sizeof x);
-    for (std::int32_t i = 0; i < panel; ++i) {
-      const std::int32_t lane = i < last ? i : last;
-      const Position at{first.batch, first.head, first.row + lane, first.query + lane,
-                        first.key + static_cast<std::int32_t>(t)};
-      A value = x[i];
-      if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
-      if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
-      if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
-      if constexpr (masked) value = mask.keep(at) ? value : never<A>;
-      x[i] = value;
-    }
-    __builtin_memcpy(s + t * panel, x, sizeof x);
-  }
+  for (Index t = 0; t < keys; ++t, ++first.key)
+    apply_line<masked, Along::rows, panel>(s + t * panel, static_cast<std::int32_t>(rows - 1), first, mask, score);
 }
 
 /// What of a block of scores is worth computing: keys that the mask calls empty are cut off at both ends, by bisection,
@@ -208,6 +229,40 @@ bool trim(const M& mask, Block& block, bool& masked) {
   return block.first.key <= block.last.key;
 }
 
+/// Keys or values of one head, step by step. Where they cannot be read as they lie (low precision, columns to pad, rows
+/// far apart), the step's rows are brought into scratch memory once, as far as anyone has asked for: keys that no query
+/// attends are never read.
+template <class T>
+struct StepRows {
+  using A = AccumulatorOf<T>;
+  const T* from;
+  Index stride, size, width;  // of a row: from the next, elements, elements padded
+  A* copy;                    // or null: read as they lie
+  Index step = -1, end = 0;   // what the copy holds
+
+  /// Row t; rows up to `last` can be read at the stride that `out_stride` is set to.
+  ATTN_INLINE const A* at(Index step_begin, Index t, Index last, Index& out_stride) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (copy == nullptr) {
+        out_stride = stride;
+        return from + t * stride;
+      }
+    }
+    Index i = step == step_begin ? end : step_begin;
+    for (; i <= last; ++i) {
+      A* const row = copy + (i - step_begin) * width;
+      convert(row, from + i * stride, size);
+      for (Index d = size; d < width; ++d) row[d] = 0;
+    }
+    step = step_begin, end = i;
+    out_stride = width;
+    return copy + (t - step_begin) * width;
+  }
+  ATTN_INLINE void prefetch_rows(Index begin, Index finish) const {
+    for (Index i = begin; i < finish; ++i) prefetch<2>(from + i * stride, size * static_cast<Index>(sizeof(T)));
+  }
+};
+
 /// Up to block_rows queries of one head against all its keys.
 template <class T, class M, class F>
 struct AttentionTask {
@@ -220,8 +275,8 @@ struct AttentionTask {
   const F& score;
   const Plan& plan;
   Index b, h, g, first_row, rows;
-  A *q, *y, *largest, *sum, *s, *old, *v_copy, *k_copy;
-  Index k_step = -1, k_end = 0, v_step = -1, v_end = 0;  // the copies hold keys or values of this step, up to the end
+  A *q, *y, *largest, *sum, *s, *old;
+  StepRows<T> k, v;
 
   AttentionTask(const AttentionProblem<T>& problem, const M& mask_, const F& score_, const Plan& plan_, Index task,
                 A* scratch)
@@ -239,8 +294,10 @@ struct AttentionTask {
     sum = largest + lanes_;
     s = sum + lanes_;
     old = s + Tiles::keys * Tiles::panel;
-    v_copy = old + Tiles::panel;
-    k_copy = v_copy + (plan.copies_v ? Tiles::keys * plan.padded_dv : 0);
+    A* const copies = old + Tiles::panel;
+    v = {p.v.at(b, g, 0), p.v.row, p.Dv, plan.padded_dv, plan.copies_v ? copies : nullptr};
+    k = {p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d,
+         Plan::low ? copies + Tiles::keys * plan.padded_dv : nullptr};
   }
 
   void run() {
@@ -255,11 +312,13 @@ struct AttentionTask {
         bool masked = false;
         if (!scores(t, row, block, masked)) continue;
         const Index keys = block.last.key - block.first.key + 1, count = std::min(Tiles::panel, rows - row);
-        softmax_panel(s, keys, (count + lanes<A> - 1) / lanes<A>, largest + row, sum + row, old);
-        if (p.dropout.active()) drop_panel(s, keys, count, p.dropout, block.first, b * p.H + h);
-        Index stride = p.v.row;
-        const A* const v = values(t, block.first.key, block.last.key + 1, stride);
-        value_panel(y + row * plan.padded_dv, plan.padded_dv, s, v, stride, keys, count, old);
+        if (count > 2 * lanes<A>) softmax_panel<A, 3>(s, keys, largest + row, sum + row, old);
+        else if (count > lanes<A>) softmax_panel<A, 2>(s, keys, largest + row, sum + row, old);
+        else softmax_panel<A, 1>(s, keys, largest + row, sum + row, old);
+        if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
+        Index stride = 0;
+        const A* const values = v.at(t, block.first.key, block.last.key, stride);
+        value_panel(y + row * plan.padded_dv, plan.padded_dv, s, values, stride, keys, count, old);
       }
     finish();
     if (p.weights != nullptr) write_weights();
@@ -272,47 +331,20 @@ struct AttentionTask {
     block = {p.position(b, h, first_row + row, t),
              p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
     if (!trim(mask, block, masked)) return false;
-    const Index count_keys = block.last.key - block.first.key + 1;
-    Index stride = p.k.row;
-    const A* const k = keys(t, block.first.key, block.last.key + 1, stride);
+    // The next step's keys and values come nearer while this one is computed: each panel asks for its share.
+    const Index share = Tiles::keys / plan.panels, ahead = t + Tiles::keys + row / Tiles::panel * share;
+    k.prefetch_rows(ahead, std::min(ahead + share, p.T_));
+    v.prefetch_rows(ahead, std::min(ahead + share, p.T_));
+    const Index keys = block.last.key - block.first.key + 1;
+    Index stride = 0;
+    const A* const from = k.at(t, block.first.key, block.last.key, stride);
     const A* const panel = q + row * plan.padded_d;
-    if (count > 2 * lanes<A>) score_panel<A, 3>(s, panel, k, stride, count_keys, p.D, p.scale);
-    else if (count > lanes<A>) score_panel<A, 2>(s, panel, k, stride, count_keys, p.D, p.scale);
-    else score_panel<A, 1>(s, panel, k, stride, count_keys, p.D, p.scale);
-    if (masked) apply_panel<true>(s, count_keys, count, block.first, mask, score);
-    else if constexpr (!std::is_same_v<F, NoScore>) apply_panel<false>(s, count_keys, count, block.first, mask, score);
+    if (count > 2 * lanes<A>) score_panel<A, 3>(s, panel, from, stride, keys, p.D, p.scale);
+    else if (count > lanes<A>) score_panel<A, 2>(s, panel, from, stride, keys, p.D, p.scale);
+    else score_panel<A, 1>(s, panel, from, stride, keys, p.D, p.scale);
+    if (masked) apply_panel<true>(s, keys, count, block.first, mask, score);
+    else if constexpr (!std::is_same_v<F, NoScore>) apply_panel<false>(s, keys, count, block.first, mask, score);
     return true;
-  }
-
-  /// Keys from t to `end`, of the step that begins at `step`. Those of low precision are converted once per step, as far
-  /// as any panel has asked for: keys that no query attends are not read.
-  const A* keys(Index step, Index t, [[maybe_unused]] Index end, Index& stride) {
-    if constexpr (Plan::low) {
-      bring(k_copy, plan.padded_d, p.k, step, end, p.D, k_step, k_end);
-      stride = plan.padded_d;
-      return k_copy + (t - step) * stride;
-    } else {
-      return p.k.at(b, g, t);
-    }
-  }
-  const A* values(Index step, Index t, Index end, Index& stride) {
-    if (plan.copies_v) {
-      bring(v_copy, plan.padded_dv, p.v, step, end, p.Dv, v_step, v_end);
-      stride = plan.padded_dv;
-      return v_copy + (t - step) * stride;
-    }
-    if constexpr (!Plan::low) return p.v.at(b, g, t);
-    return nullptr;
-  }
-  void bring(A* to, Index width, const Heads<const T>& from, Index step, Index end, Index size, Index& has_step,
-             Index& has_end) {
-    Index t = has_step == step ? has_end : step;
-    for (; t < end; ++t) {
-      A* const row = to + (t - step) * width;
-      convert(row, from.at(b, g, t), size);
-      for (Index i = size; i < width; ++i) row[i] = 0;
-    }
-    has_step = step, has_end = t;
   }
 
   /// y / sum, and log-sum-exp, into the caller's memory.
@@ -348,7 +380,7 @@ struct AttentionTask {
             store(at, exp(load(at) - shift) / divisor);
           }
         }
-        if (p.dropout.active()) drop_panel(s, keys, count, p.dropout, block.first, b * p.H + h);
+        if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
         for (Index i = 0; i < count; ++i)
           for (Index key = 0; key < keys; ++key)
             convert(to + i * p.T_ + block.first.key + key, s + key * Tiles::panel + i, 1);

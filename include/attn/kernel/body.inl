@@ -5,6 +5,7 @@
 #include "matmul.inl"
 #include "softmax.inl"
 #include "attention.inl"
+#include "decode.inl"
 
 /// What floor 4 calls. Each task may run on any thread; `scratch` belongs to the thread, `plan.scratch()` accumulators.
 struct Kernels {
@@ -24,5 +25,17 @@ struct Kernels {
   static void attention(const AttentionProblem<T>& problem, const AttentionPlan<T>& plan, const M& mask, const F& score,
                         Index task, AccumulatorOf<T>* scratch) {
     AttentionTask<T, M, F>(problem, mask, score, plan, task, scratch).run();
+  }
+  template <class T>
+  using Decode = DecodePlan<T>;
+  template <class T, class M, class F>
+  static void decode(const AttentionProblem<T>& problem, const DecodePlan<T>& plan, const M& mask, const F& score,
+                     Index task, AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
+    decode_task(problem, plan, mask, score, task, partials, scratch);
+  }
+  template <class T>
+  static void join(const AttentionProblem<T>& problem, const DecodePlan<T>& plan, Index task,
+                   const AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
+    join_task(problem, plan, task, partials, scratch);
   }
 };

@@ -4,7 +4,7 @@
 /// x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial (minimax, relative error 2e-9); times 2^n.
 /// Softmax never asks for x > 0, so there is no clamp above.
 ATTN_INLINE Vec<float> exp(Vec<float> x) {
-  const Vec<float> shifted = opaque(x * 1.44269504F + 12582912.F + 127.F);  // 1.5 * 2^23: n + 127 in the low bits
+  const Vec<float> shifted = opaque(x * 1.44269504F + 12583039.F);  // 1.5 * 2^23 + 127: n + 127 in the low bits
   const Vec<float> n = opaque(shifted - 12583039.F);
   Vec<float> r = opaque(x - n * 0.693359375F);  // ln2 in two parts; the first has few bits, so that n times it is exact
   r = r + n * 2.12194440e-4F;
@@ -19,7 +19,7 @@ ATTN_INLINE Vec<float> exp(Vec<float> x) {
 }
 /// The same in double, for x in [-708, 709], by the Taylor series to the 13th power (error 4e-18).
 ATTN_INLINE Vec<double> exp(Vec<double> x) {
-  const Vec<double> shifted = opaque(x * 1.4426950408889634 + 6755399441055744.0 + 1023.0);  // 1.5 * 2^52
+  const Vec<double> shifted = opaque(x * 1.4426950408889634 + 6755399441056767.0);  // 1.5 * 2^52 + 1023
   const Vec<double> n = opaque(shifted - 6755399441056767.0);
   Vec<double> r = opaque(x - n * 0.693147180369123816490);
   r = r - n * 1.90821492927058770002e-10;

@@ -1,0 +1,96 @@
+// Tells a story: a Llama on attn::LlamaAttention, with the weights and the tokenizer of llama2.c.
+//     generate --checkpoint stories260K.bin --tokenizer tok512.bin --prompt "One day, a dog" --temperature 0
+// The model and the loop are in llama2c.hpp.
+#include <cctype>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <optional>
+
+#include "llama2c.hpp"
+
+namespace {
+
+constexpr auto help = R"(usage: generate --checkpoint F --tokenizer F [options]
+  --checkpoint F    weights, a llama2.c checkpoint (legacy layout)
+  --tokenizer F     its tokenizer, from llama2.c
+  --prompt T        the text to go on from (default: none)
+  --steps N         tokens in all, the prompt's included (default: 256, or what the model can see)
+  --temperature X   0: always the likeliest token; higher: bolder (default: 1)
+  --top-p X         draw from the likeliest tokens that reach this probability together; 1: from all (default: 0.9)
+  --seed N          the same seed tells the same story, and llama2.c's (default: 42)
+  --help            this text
+The text goes to standard output, the speed to standard error.
+)";
+
+struct Options {
+  std::string checkpoint, tokenizer, prompt;
+  std::optional<attn::Index> steps;
+  float temperature = 1.0F, top_p = 0.9F;
+  std::uint64_t seed = 42;
+  bool help = false;
+};
+
+void read_value(const std::string&, const std::string& text, std::string& to) { to = text; }
+template <class Number>
+void read_value(const std::string& flag, const std::string& text, Number& to) {
+  std::istringstream in(text);
+  if (text.starts_with('-') || !(in >> to) || !in.eof())
+    throw attn::Error("[generate] " + flag + ", expected a number from 0 on, got \"" + text + '"');
+}
+template <class Number>
+void read_value(const std::string& flag, const std::string& text, std::optional<Number>& to) {
+  read_value(flag, text, to.emplace());
+}
+
+Options parse(const std::vector<std::string>& arguments) {
+  Options o;
+  for (std::size_t i = 0; i < arguments.size() && !o.help; i += 2) {
+    const std::string& flag = arguments[i];
+    const auto is = [&](std::string_view name, auto& to) {
+      if (flag != name) return false;
+      if (i + 1 == arguments.size()) throw attn::Error("[generate] " + flag + ", expected a value after it, got none");
+      read_value(flag, arguments[i + 1], to);
+      return true;
+    };
+    o.help = flag == "--help";
+    if (!o.help && !is("--checkpoint", o.checkpoint) && !is("--tokenizer", o.tokenizer) && !is("--prompt", o.prompt) &&
+        !is("--steps", o.steps) && !is("--temperature", o.temperature) && !is("--top-p", o.top_p) &&
+        !is("--seed", o.seed))
+      throw attn::Error("[generate] flags, expected one of those that --help lists, got \"" + flag + '"');
+  }
+  if (!o.help && (o.checkpoint.empty() || o.tokenizer.empty()))
+    throw attn::Error("[generate] files, expected --checkpoint F and --tokenizer F, got too few; see --help");
+  return o;
+}
+
+/// To the terminal at once, but for bytes that would move its cursor or ring its bell.
+void say(const std::string& piece) {
+  const auto is_control = [](unsigned char byte) { return std::iscntrl(byte) && !std::isspace(byte); };
+  if (piece.size() == 1 && is_control(static_cast<unsigned char>(piece[0]))) return;
+  std::cout << piece << std::flush;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Options options = parse({argv + 1, argv + argc});
+  if (options.help) {
+    std::cout << help;
+    return 0;
+  }
+  attn::examples::Sampler sampler(options.temperature, options.top_p, options.seed);
+  const attn::examples::Llama model = attn::examples::load_checkpoint(options.checkpoint);
+  const attn::examples::Tokenizer tokenizer(options.tokenizer);
+  const attn::Index steps = options.steps.value_or(std::min<attn::Index>(256, model.config.max_length));
+
+  const auto done = attn::examples::generate(model, tokenizer, sampler, options.prompt, steps, say);
+  std::cout << std::endl;
+  std::fprintf(stderr, "prompt: %td tokens in %.1f ms; text: %td tokens in %.2f s, %.0f tokens/s\n", done.prompt_tokens,
+               1e3 * done.prompt_seconds, done.new_tokens, done.seconds,
+               static_cast<double>(done.new_tokens) / std::max(done.seconds, 1e-9));
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

@@ -1,0 +1,453 @@
+// A Llama on attn::LlamaAttention, and what it takes to let it write: the model, llama2.c's checkpoint and tokenizer
+// files, sampling, and the generating loop. From top to bottom this is how to build a decoder on attn.
+// Letters: B batch, S tokens of this call, E hidden size, F feed-forward size, H heads, G key/value heads, D head size,
+// V vocabulary.
+#pragma once
+
+#include <attn/attn.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <span>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace attn::examples {
+
+using Token = std::int32_t;
+inline constexpr Token begin_of_text = 1, end_of_text = 2;
+inline constexpr Token first_byte = 3;  // tokens 3 to 258 are the 256 single bytes
+
+template <class... Parts>
+[[noreturn]] void fail(std::string_view function, const Parts&... parts) {
+  std::ostringstream text;
+  text << "[attn::examples::" << function << "] ";
+  (text << ... << parts);
+  throw Error(text.str());
+}
+
+// ---- The model ------------------------------------------------------------------------------------------------------
+
+struct LlamaConfig {
+  Index hidden_size = 0;        ///< E
+  Index feed_forward_size = 0;  ///< F
+  Index layers = 0;
+  Index heads = 0;            ///< H, head size D = E / H
+  Index key_value_heads = 0;  ///< G
+  Index vocabulary = 0;       ///< V
+  Index max_length = 0;       ///< how many tokens the model was trained to see
+  RotaryLayout rotary = RotaryLayout::interleaved;
+};
+
+/// x / sqrt(mean(x^2) + 1e-5) * weight, over the last axis. Source: Zhang, Sennrich, 2019.
+struct RmsNorm {
+  Tensor<float, 1> weight;  // [E]
+
+  explicit RmsNorm(Index E) : weight(E) { weight.setConstant(1.0F); }
+
+  [[nodiscard]] Tensor<float, 3> operator()(const Tensor<float, 3>& x) const {
+    const Index E = weight.size();
+    Tensor<float, 3> y(x.dimensions());
+    for (Index at = 0; at < x.size(); at += E) {
+      const float* from = x.data() + at;
+      const float squares = std::inner_product(from, from + E, from, 0.0F);
+      const float scale = 1.0F / std::sqrt(squares / static_cast<float>(E) + 1e-5F);
+      for (Index e = 0; e < E; ++e) y.data()[at + e] = weight(e) * (scale * from[e]);
+    }
+    return y;
+  }
+};
+
+/// down(silu(gate(x)) * up(x)), with silu(g) = g sigmoid(g). Source: Shazeer, "GLU variants", 2020.
+struct SwiGlu {
+  Linear<float> gate, up, down;
+
+  SwiGlu(Index E, Index F) : gate(E, F, false), up(E, F, false), down(F, E, false) {}
+
+  [[nodiscard]] Tensor<float, 3> operator()(const Tensor<float, 3>& x) const {
+    Tensor<float, 3> g = gate(x);
+    g = g * g.sigmoid() * up(x);
+    return down(g);
+  }
+};
+
+struct LlamaLayer {
+  RmsNorm attention_norm;
+  LlamaAttention<float> attention;
+  RmsNorm feed_forward_norm;
+  SwiGlu feed_forward;
+
+  explicit LlamaLayer(const LlamaConfig& c)
+      : attention_norm(c.hidden_size),
+        attention(LlamaAttentionConfig{.hidden_size = c.hidden_size,
+                                       .num_attention_heads = c.heads,
+                                       .num_key_value_heads = c.key_value_heads,
+                                       .bias = false,
+                                       .attention_dropout = 0.0,
+                                       .projection_dropout = 0.0,
+                                       .rotary = RotaryConfig{.layout = c.rotary, .theta = 10000.0}}),
+        feed_forward_norm(c.hidden_size),
+        feed_forward(c.hidden_size, c.feed_forward_size) {
+    attention.eval();
+  }
+};
+
+/// The tokens so far, one cache for each layer.
+using LlamaCache = std::vector<KvCache<float>>;
+
+struct Llama {
+  LlamaConfig config;
+  Tensor<float, 2> embedding;  // [V,E]; where the checkpoint ties them, `output` holds the same numbers, packed
+  std::vector<LlamaLayer> layers;
+  RmsNorm final_norm;
+  Linear<float> output;  // [V,E]
+
+  explicit Llama(const LlamaConfig& c)
+      : config(c),
+        embedding(c.vocabulary, c.hidden_size),
+        final_norm(c.hidden_size),
+        output(c.hidden_size, c.vocabulary, false) {
+    embedding.setZero();
+    for (Index l = 0; l < c.layers; ++l) layers.emplace_back(c);
+  }
+
+  [[nodiscard]] LlamaCache make_cache(Index B, Index capacity) const {
+    LlamaCache cache;
+    for (const LlamaLayer& layer : layers) cache.push_back(layer.attention.make_cache(B, capacity));
+    return cache;
+  }
+
+  /// Logits [B,S,V] of tokens [B,S]; with a cache these follow the tokens that it holds, and are added to it.
+  [[nodiscard]] Tensor<float, 3> forward(View<const Token, 2> tokens, LlamaCache* cache = nullptr) const {
+    const Index B = tokens.dimension(0), S = tokens.dimension(1), E = config.hidden_size;
+    if (cache != nullptr && cache->size() != layers.size())
+      fail("Llama::forward", "caches, expected one for each of ", layers.size(), " layers, got ", cache->size());
+
+    Tensor<float, 3> x(B, S, E);
+    for (Index b = 0; b < B; ++b)
+      for (Index s = 0; s < S; ++s) {
+        const Token token = tokens(b, s);
+        if (token < 0 || token >= config.vocabulary)
+          fail("Llama::forward", "token, expected 0 to ", config.vocabulary - 1, ", got ", token);
+        std::copy_n(&embedding(token, 0), E, &x(b, s, 0));
+      }
+
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const LlamaLayer& layer = layers[l];
+      const Tensor<float, 3> n = layer.attention_norm(x);
+      x += cache != nullptr ? layer.attention(n, Causal{}, (*cache)[l]) : layer.attention(n, Causal{});
+      x += layer.feed_forward(layer.feed_forward_norm(x));
+    }
+    return output(final_norm(x));
+  }
+};
+
+// ---- Files ----------------------------------------------------------------------------------------------------------
+
+/// A file that is read from front to back and never past its end.
+class FileReader {
+ public:
+  FileReader(std::string_view function, const std::filesystem::path& path)
+      : function_(function), name_(path.string()), file_(path, std::ios::binary) {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(path, error);
+    if (error || !file_) fail(function_, name_, ", expected a file that can be read, got none");
+    size_ = left_ = static_cast<std::int64_t>(size);
+  }
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] std::int64_t size() const { return size_; }
+  [[nodiscard]] std::int64_t left() const { return left_; }
+
+  void skip(std::int64_t bytes) { file_.seekg(take(bytes), std::ios::cur); }
+  template <class T>
+  void read(T* to, std::int64_t count) {
+    static_assert(std::endian::native == std::endian::little, "these files are little-endian");
+    file_.read(reinterpret_cast<char*>(to), take(count * static_cast<std::int64_t>(sizeof(T))));
+    if (!file_) fail(function_, name_, ", expected ", size_, " bytes that can be read, got an error");
+  }
+  template <class T>
+  [[nodiscard]] T number() {
+    T result{};
+    read(&result, 1);
+    return result;
+  }
+
+ private:
+  std::streamoff take(std::int64_t bytes) {
+    if (bytes > left_)
+      fail(function_, name_, " is truncated, expected at least ", size_ - left_ + bytes, " bytes, got ", size_);
+    left_ -= bytes;
+    return bytes;
+  }
+
+  std::string_view function_;
+  std::string name_;
+  std::ifstream file_;
+  std::int64_t size_ = 0, left_ = 0;
+};
+
+/// The model in a checkpoint of llama2.c, legacy layout. Its queries and keys are made for interleaved rotary; with
+/// `layout` half_split they are reordered for that, and the model says the same.
+/// Errors: a file that is missing, or whose header or length is not a checkpoint's; nothing has been allocated by then.
+/// Source: llama2.c, export.py, legacy_export.
+[[nodiscard]] inline Llama load_checkpoint(const std::filesystem::path& path,
+                                           RotaryLayout layout = RotaryLayout::interleaved) {
+  constexpr std::string_view fn = "load_checkpoint";
+  FileReader file(fn, path);
+
+  // 1. The header: seven sizes. Below these limits the file's length cannot overflow 64 bits.
+  const auto size = [&](std::string_view what, std::int64_t limit = 1 << 24) {
+    const std::int64_t n = file.number<std::int32_t>();
+    if (n < 1 || n > limit) fail(fn, what, " in ", file.name(), ", expected 1 to ", limit, ", got ", n);
+    return n;
+  };
+  const std::int64_t E = size("dim"), F = size("hidden_dim"), L = size("n_layers", 1 << 10), H = size("n_heads", E);
+  if (E % (2 * H) != 0)
+    fail(fn, "dim in ", file.name(), ", expected an even head size for each of ", H, " heads, got ", E);
+  const std::int64_t G = size("n_kv_heads", H);
+  if (H % G != 0) fail(fn, "n_heads in ", file.name(), ", expected a multiple of ", G, " key/value heads, got ", H);
+  const std::int64_t signed_vocabulary = file.number<std::int32_t>();
+  const std::int64_t V = std::abs(signed_vocabulary);
+  const bool tied = signed_vocabulary > 0;  // the output matrix is the embedding
+  if (V < 1 || V > 1 << 24)
+    fail(fn, "vocab_size in ", file.name(), ", expected 1 to ", 1 << 24, " or minus that, got ", signed_vocabulary);
+  const std::int64_t max_length = size("max_seq_len"), D = E / H;
+
+  // 2. The length that follows from it, before anything is allocated.
+  const std::int64_t per_layer = E + 2 * H * D * E + 2 * G * D * E + E + 3 * E * F;
+  const std::int64_t floats = V * E + L * per_layer + E + max_length * D + (tied ? 0 : V * E);
+  const std::int64_t expected = 7 * 4 + floats * 4;
+  if (file.size() != expected)
+    fail(fn, file.name(), file.size() < expected ? " is truncated" : " is too long", ", expected ", expected,
+         " bytes, got ", file.size());
+
+  // 3. The weights, kind by kind, each for all layers.
+  Llama model(LlamaConfig{E, F, L, H, G, V, max_length, layout});
+  const auto load_norm = [&](RmsNorm& norm) { file.read(norm.weight.data(), norm.weight.size()); };
+  const auto load = [&](Linear<float>& linear) {
+    Tensor<float, 2> weight(linear.out_features(), linear.in_features());
+    file.read(weight.data(), weight.size());
+    linear.set_weight(weight);
+  };
+  file.read(model.embedding.data(), model.embedding.size());
+  for (LlamaLayer& layer : model.layers) load_norm(layer.attention_norm);
+  for (LlamaLayer& layer : model.layers) load(layer.attention.query());
+  for (LlamaLayer& layer : model.layers) load(layer.attention.key());
+  for (LlamaLayer& layer : model.layers) load(layer.attention.value());
+  for (LlamaLayer& layer : model.layers) load(layer.attention.out_proj());
+  for (LlamaLayer& layer : model.layers) load_norm(layer.feed_forward_norm);
+  for (LlamaLayer& layer : model.layers) load(layer.feed_forward.gate);
+  for (LlamaLayer& layer : model.layers) load(layer.feed_forward.down);
+  for (LlamaLayer& layer : model.layers) load(layer.feed_forward.up);
+  load_norm(model.final_norm);
+  file.skip(max_length * D * 4);  // cosines and sines, which attn computes itself
+  if (tied) {
+    model.output.set_weight(model.embedding);
+  } else {
+    load(model.output);
+  }
+
+  if (layout == RotaryLayout::half_split) {
+    for (LlamaLayer& layer : model.layers) {
+      Linear<float>&query = layer.attention.query(), &key = layer.attention.key();
+      query.set_weight(to_half_split(query.weight(), H));
+      key.set_weight(to_half_split(key.weight(), G));
+    }
+  }
+  return model;
+}
+
+// ---- Text and tokens ------------------------------------------------------------------------------------------------
+
+/// Byte pair encoding, as llama2.c does it.
+class Tokenizer {
+ public:
+  /// Reads a tokenizer of llama2.c. Errors: a file that is missing, truncated, or without the 256 bytes at 3 to 258.
+  explicit Tokenizer(const std::filesystem::path& path) {
+    constexpr std::string_view fn = "Tokenizer";
+    FileReader file(fn, path);
+    const Index longest = file.number<std::int32_t>();
+    while (file.left() > 0) {
+      scores_.push_back(file.number<float>());
+      const Index length = file.number<std::int32_t>();
+      if (length < 0 || length > longest)
+        fail(fn, "length of piece ", pieces_.size(), " in ", file.name(), ", expected 0 to ", longest, ", got ",
+             length);
+      if (length > file.left())  // before the piece is allocated
+        fail(fn, file.name(), " is truncated, expected ", length - file.left(), " more bytes, got ", file.size());
+      pieces_.emplace_back(static_cast<std::size_t>(length), '\0');
+      file.read(pieces_.back().data(), length);
+      token_of_.emplace(pieces_.back(), static_cast<Token>(pieces_.size()) - 1);
+    }
+    for (std::size_t byte = 0; byte < 256; ++byte) {
+      constexpr std::string_view hex = "0123456789ABCDEF";
+      const std::string expected{'<', '0', 'x', hex[byte / 16], hex[byte % 16], '>'};
+      const std::size_t at = first_byte + byte;
+      if (at >= pieces_.size() || pieces_[at] != expected)
+        fail(fn, "piece ", at, " in ", file.name(), ", expected ", expected, ", got ",
+             at < pieces_.size() ? '"' + pieces_[at] + '"' : "no such piece");
+    }
+  }
+
+  [[nodiscard]] Index size() const { return std::ssize(pieces_); }
+
+  /// The tokens of a text, begin_of_text first. A text that is not empty is read as if a space stood before it.
+  [[nodiscard]] std::vector<Token> encode(std::string text) const {
+    std::vector<Token> tokens{begin_of_text};
+    if (!text.empty()) text.insert(text.begin(), ' ');
+
+    // 1. One token for each UTF-8 code point, or, where there is none, one for each of its bytes.
+    const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+    for (std::size_t at = 0, length = 0; at < text.size(); at += length) {
+      for (length = 1; byte(at) >= 0xC0U && length < 4 && (byte(at + length) & 0xC0U) == 0x80U;) ++length;
+      const std::string point = text.substr(at, length);
+      if (const Token token = find(point); token >= 0) {
+        tokens.push_back(token);
+      } else {
+        for (std::size_t i = 0; i < length; ++i) tokens.push_back(first_byte + static_cast<Token>(byte(at + i)));
+      }
+    }
+
+    // 2. Of all neighbours that are a piece together, the pair with the best score becomes one, until none is left.
+    for (;;) {
+      std::size_t best = 0;
+      Token merged = -1;
+      for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
+        const Token token = find(piece(tokens[i]) + piece(tokens[i + 1]));
+        if (token >= 0 && (merged < 0 || score(token) > score(merged))) best = i, merged = token;
+      }
+      if (merged < 0) return tokens;
+      tokens[best] = merged;
+      tokens.erase(tokens.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+    }
+  }
+
+  /// The text of a token, which depends on the one before: after begin_of_text a leading space goes.
+  [[nodiscard]] std::string decode(Token previous, Token token) const {
+    if (token < 0 || token >= size()) fail("Tokenizer::decode", "token, expected 0 to ", size() - 1, ", got ", token);
+    const std::string& text = piece(token);
+    if (token >= first_byte && token < first_byte + 256) return {static_cast<char>(token - first_byte)};  // "<0x0A>"
+    return previous == begin_of_text && text.starts_with(' ') ? text.substr(1) : text;
+  }
+
+ private:
+  [[nodiscard]] const std::string& piece(Token token) const { return pieces_[static_cast<std::size_t>(token)]; }
+  [[nodiscard]] float score(Token token) const { return scores_[static_cast<std::size_t>(token)]; }
+  [[nodiscard]] Token find(const std::string& text) const {
+    const auto found = token_of_.find(text);
+    return found == token_of_.end() ? -1 : found->second;
+  }
+
+  std::vector<std::string> pieces_;
+  std::vector<float> scores_;
+  std::unordered_map<std::string, Token> token_of_;
+};
+
+/// Draws the next token from logits, and from one seed the same tokens as llama2.c. temperature 0: always the
+/// likeliest; top_p between 0 and 1: only from the likeliest that together reach this probability. Errors: a
+/// temperature that is negative or not finite, top_p outside [0,1], seed 0. Source of top_p: Holtzman et al., "The
+/// curious case of neural text degeneration", 2019.
+class Sampler {
+ public:
+  explicit Sampler(float temperature, float top_p = 1.0F, std::uint64_t seed = 42)
+      : temperature_(temperature), top_p_(top_p), state_(seed) {
+    if (!(temperature >= 0.0F && std::isfinite(temperature)))
+      fail("Sampler", "temperature, expected a number from 0 on, got ", temperature);
+    if (!(top_p >= 0.0F && top_p <= 1.0F)) fail("Sampler", "top_p, expected a probability in [0,1], got ", top_p);
+    if (seed == 0) fail("Sampler", "seed, expected a number from 1 on, got 0");
+  }
+
+  [[nodiscard]] Token operator()(View<const float, 1> logits) {
+    const Index V = logits.size();
+    const float* const best = std::max_element(logits.data(), logits.data() + V);
+    if (temperature_ == 0.0F) return static_cast<Token>(best - logits.data());
+
+    Tensor<float, 1> p(V);  // the best is taken off first, so that a small temperature does not overflow
+    for (Index i = 0; i < V; ++i) p(i) = (logits(i) - *best) / temperature_;
+    p = Softmax<float>()(p);
+    if (std::isnan(p(0))) fail("Sampler", "logits, expected numbers, got NaN");
+
+    std::vector<Token> candidates(static_cast<std::size_t>(V));
+    std::iota(candidates.begin(), candidates.end(), 0);
+    float sum = 1.0F;
+    if (top_p_ > 0.0F && top_p_ < 1.0F) {
+      std::stable_sort(candidates.begin(), candidates.end(), [&](Token a, Token b) { return p(a) > p(b); });
+      std::size_t kept = 0;
+      for (sum = 0.0F; kept < candidates.size() && sum <= top_p_; ++kept) sum += p(candidates[kept]);
+      candidates.resize(kept);
+    }
+    const float drawn = random() * sum;
+    float reached = 0.0F;
+    for (const Token token : candidates)
+      if ((reached += p(token)) > drawn) return token;
+    return candidates.back();  // the sum was rounded down
+  }
+
+ private:
+  float random() {  // xorshift64*, [0,1). Source: Vigna, 2016
+    state_ ^= state_ >> 12;
+    state_ ^= state_ << 25;
+    state_ ^= state_ >> 27;
+    return static_cast<float>(state_ * 0x2545F4914F6CDD1DU >> 40) * 0x1p-24F;
+  }
+
+  float temperature_, top_p_;
+  std::uint64_t state_;
+};
+
+// ---- Writing --------------------------------------------------------------------------------------------------------
+
+struct Generated {
+  Index prompt_tokens = 0, new_tokens = 0;
+  double prompt_seconds = 0.0, seconds = 0.0;  ///< reading the prompt; writing on
+};
+
+/// Writes on from a prompt, to `steps` tokens in all or until the model ends its text. `say` gets the text, prompt
+/// included, piece by piece as it comes.
+/// Errors: a tokenizer of another vocabulary; a prompt longer than `steps`, steps beyond the model's max_length.
+template <class Say>
+Generated generate(const Llama& model, const Tokenizer& tokenizer, Sampler& sampler, const std::string& prompt,
+                   Index steps, Say&& say) {
+  constexpr std::string_view fn = "generate";
+  const Index V = model.config.vocabulary;
+  if (tokenizer.size() != V) fail(fn, "tokens in the tokenizer, expected the model's ", V, ", got ", tokenizer.size());
+  if (steps < 1 || steps > model.config.max_length)
+    fail(fn, "steps, expected 1 to the model's ", model.config.max_length, ", got ", steps);
+  const std::vector<Token> read = tokenizer.encode(prompt);
+  Generated result{.prompt_tokens = std::ssize(read)};
+  if (result.prompt_tokens > steps) fail(fn, "tokens in the prompt, expected at most ", steps, ", got ", read.size());
+
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  for (std::size_t i = 1; i < read.size(); ++i) say(tokenizer.decode(read[i - 1], read[i]));
+  LlamaCache cache = model.make_cache(1, steps);
+  Tensor<float, 3> logits = model.forward({read.data(), {1, result.prompt_tokens}}, &cache);  // the prompt in one go
+  result.prompt_seconds = seconds();
+
+  Token last = read.back();
+  for (;;) {
+    const Token next = sampler({&logits(0, logits.dimension(1) - 1, 0), {V}});
+    if (next == begin_of_text || next == end_of_text) break;
+    say(tokenizer.decode(last, next));
+    ++result.new_tokens;
+    if (cache.front().length(0) == steps) break;
+    last = next;
+    logits = model.forward({&last, {1, 1}}, &cache);
+  }
+  result.seconds = seconds() - result.prompt_seconds;
+  return result;
+}
+
+}  // namespace attn::examples

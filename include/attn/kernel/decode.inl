@@ -1,0 +1,230 @@
+// Part of body.inl: attention of few queries, as in decoding.
+//
+// With few queries the lanes of a panel would lie idle and reading the keys is the limit. So here lanes run along D, a
+// key/value head is read once for all query heads that share it, and the keys are cut into chunks of fixed size that
+// threads take one by one; the chunks' results are then joined in the order of the keys, so that neither the number of
+// threads nor anything else changes a bit. Memory traffic: every key and value once.
+
+template <class T>
+struct DecodePlan {
+  using A = AccumulatorOf<T>;
+  static constexpr Index most_rows = 32;  // queries times query heads of a key/value head
+  static constexpr Index chunk = 512;     // keys of one task
+  static constexpr Index step = 64;       // keys brought, scored and weighed at a time
+  static constexpr bool low = !std::is_same_v<T, A>;
+  Index rows, chunks, padded_d, padded_dv;
+  bool copies_v;
+
+  explicit DecodePlan(const AttentionProblem<T>& p) {
+    rows = p.H / p.G * p.S;
+    chunks = (p.T_ + chunk - 1) / chunk;
+    padded_d = (p.D + lanes<A> - 1) / lanes<A> * lanes<A>;
+    padded_dv = (p.Dv + lanes<A> - 1) / lanes<A> * lanes<A>;
+    copies_v = low || padded_dv != p.Dv;
+  }
+  /// Few queries, and no weights asked for.
+  [[nodiscard]] static bool fits(const AttentionProblem<T>& p) {
+    return p.S <= 4 && p.H / p.G * p.S <= most_rows && p.weights == nullptr;
+  }
+  [[nodiscard]] Index tasks(const AttentionProblem<T>& p) const { return p.B * p.G * chunks; }
+  /// Of one chunk: per row the maximum, the sum and the output so far.
+  [[nodiscard]] Index partial() const { return rows * (padded_dv + 2); }
+  /// Scratch memory per thread, in accumulators.
+  [[nodiscard]] Index scratch() const {
+    return rows * (padded_d + step + lanes<A>) + step * (padded_d + padded_dv);
+  }
+};
+
+/// The sums of the lanes of `lanes` vectors, as one vector: a tree of perfect shuffles.
+template <class A>
+ATTN_INLINE Vec<A> sum_lanes(Vec<A> (&v)[lanes<A>]) {
+  ATTN_UNROLL
+  for (int n = lanes<A> / 2; n > 0; n /= 2) {
+    ATTN_UNROLL
+    for (int i = 0; i < n; ++i) {
+      Vec<A> low, high;
+      interleave<A>(v[i], v[i + n], low, high, std::make_integer_sequence<int, lanes<A>>{});
+      v[i] = low + high;
+    }
+  }
+  return v[0];
+}
+
+/// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors.
+template <class A>
+void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index k_stride, Index keys, Index D, A scale) {
+  constexpr int n = lanes<A>;
+  for (Index t = 0; t < keys; t += n) {
+    const A* key[n];
+    for (int i = 0; i < n; ++i) key[i] = k + std::min<Index>(t + i, keys - 1) * k_stride;
+    for (Index r = 0; r < rows; ++r) {
+      Vec<A> acc[n] = {};
+      for (Index d = 0; d < D; d += n) {
+        const Vec<A> x = load(q + r * D + d);
+        ATTN_UNROLL
+        for (int i = 0; i < n; ++i) acc[i] += x * load(key[i] + d);
+      }
+      store(s + r * s_stride + t, sum_lanes<A>(acc) * scale);
+    }
+  }
+}
+
+/// y[row][0..N vectors) = y * old[row] + p v for R rows; those past `rows` repeat the last and are not stored.
+template <class A, int R, int N>
+ATTN_INLINE void value_rows(A* y, Index y_stride, const A* p, Index p_stride, const A* v, Index v_stride, Index keys,
+                            Index rows, const A* old, Index old_stride) {
+  RowPointers<A, R> a;
+  Vec<A> acc[R][N];
+  ATTN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const Index row = std::min<Index>(r, rows - 1);
+    a.row[r] = p + row * p_stride;
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) acc[r][n] = load(y + row * y_stride + n * lanes<A>) * old[row * old_stride];
+  }
+  multiply<A, R, N>(acc, a, v, v_stride, keys);
+  ATTN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    if (r >= rows) break;
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) store(y + r * y_stride + n * lanes<A>, acc[r][n]);
+  }
+}
+
+/// All rows that read one key/value head, against one chunk of its keys.
+template <class T, class M, class F>
+void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const M& mask, const F& score, Index task,
+                 AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
+  using A = AccumulatorOf<T>;
+  using Plan = DecodePlan<T>;
+  constexpr Index step = Plan::step, n = lanes<A>;
+  const Index chunk = task % plan.chunks, g = task / plan.chunks % p.G, b = task / plan.chunks / p.G;
+  const Index heads = p.H / p.G, Dv = plan.padded_dv;
+  A* const largest = partials + task * plan.partial();
+  A* const sum = largest + plan.rows;
+  A* const y = sum + plan.rows;
+  A* const q = scratch;
+  A* const s = q + plan.rows * plan.padded_d;  // [row][step]
+  A* const old = s + plan.rows * step;         // [row], spread over a vector each
+  A* const copies = old + plan.rows * n;
+  StepRows<T> k{p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d,
+                Plan::low || plan.padded_d != p.D ? copies : nullptr};
+  StepRows<T> v{p.v.at(b, g, 0), p.v.row, p.Dv, Dv, plan.copies_v ? copies + step * plan.padded_d : nullptr};
+
+  for (Index r = 0; r < plan.rows; ++r) {
+    A* const row = q + r * plan.padded_d;
+    convert(row, p.q.at(b, g * heads + r / p.S, r % p.S), p.D);
+    for (Index d = p.D; d < plan.padded_d; ++d) row[d] = 0;
+    largest[r] = never<A>, sum[r] = 0;
+  }
+  for (Index i = 0; i < plan.rows * Dv; ++i) y[i] = 0;
+
+  const Index end = std::min((chunk + 1) * Plan::chunk, p.T_);
+  for (Index t = chunk * Plan::chunk; t < end; t += step) {
+    // Which keys any head wants, and whether each head needs its mask there.
+    Index first = end, last = -1;
+    bool masked = false;
+    for (Index h = 0; h < heads; ++h) {
+      Block block{p.position(b, g * heads + h, 0, t), p.position(b, g * heads + h, p.S - 1, std::min(t + step, end) - 1)};
+      bool mixed = false;
+      if (!trim(mask, block, mixed)) {
+        masked = true;
+        continue;
+      }
+      masked |= mixed || (last >= 0 && (first != block.first.key || last != block.last.key));
+      first = std::min<Index>(first, block.first.key);
+      last = std::max<Index>(last, block.last.key);
+    }
+    if (last < 0) continue;
+    const Index keys = last - first + 1;
+    k.prefetch_rows(t + step, std::min(t + 2 * step, end));
+    v.prefetch_rows(t + step, std::min(t + 2 * step, end));
+
+    Index stride = 0;
+    const A* const key = k.at(t, first, last, stride);
+    score_rows(s, step, q, plan.rows, key, stride, keys, plan.padded_d, p.scale);
+
+    const Index padded = (keys + n - 1) / n * n;
+    for (Index r = 0; r < plan.rows; ++r) {
+      A* const line = s + r * step;
+      const Index h = g * heads + r / p.S;
+      const Position at = p.position(b, h, r % p.S, first);
+      for (Index i = 0; i < padded; i += n) {
+        Position from = at;
+        from.key += static_cast<std::int32_t>(i);
+        const auto rest = static_cast<std::int32_t>(keys - 1 - i);
+        if (masked) apply_line<true, Along::keys, n>(line + i, rest, from, mask, score);
+        else if constexpr (!std::is_same_v<F, NoScore>) apply_line<false, Along::keys, n>(line + i, rest, from, mask, score);
+      }
+      for (Index i = keys; i < padded; ++i) line[i] = never<A>;
+
+      Vec<A> max = splat(largest[r]);
+      for (Index i = 0; i < padded; i += n) max = larger<A>(max, load(line + i));
+      A most = largest[r];
+      for (Index i = 0; i < n; ++i) most = max[i] > most ? max[i] : most;
+      const Vec<A> shift = shift_of<A>(splat(most));
+      const Vec<A> factor = exp(splat(largest[r]) - shift);
+      Vec<A> total = {};
+      for (Index i = 0; i < padded; i += n) {
+        const Vec<A> weight = exp(load(line + i) - shift);
+        total += weight;
+        store(line + i, weight);
+      }
+      A added = 0;
+      for (Index i = 0; i < n; ++i) added += total[i];
+      sum[r] = sum[r] * factor[0] + added;
+      largest[r] = most;
+      store(old + r * n, factor);
+      if (p.dropout.active()) drop(line, 1, step, keys, 1, p.dropout, at, b * p.H + h);
+    }
+
+    const A* const value = v.at(t, first, last, stride);
+    for (Index r = 0; r < plan.rows; r += 4)
+      for (Index c = 0; c < Dv;) {
+        const Index rows = plan.rows - r;
+        A* const to = y + r * Dv + c;
+        const A* const weight = s + r * step;
+        const A* const from = value + c;
+        if (Dv - c >= 4 * n) {
+          if (rows == 1) value_rows<A, 1, 4>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
+          else value_rows<A, 4, ATTN_VECTOR_REGISTERS == 32 ? 4 : 2>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
+          c += rows == 1 || ATTN_VECTOR_REGISTERS == 32 ? 4 * n : 2 * n;
+        } else {
+          value_rows<A, 4, 1>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
+          c += n;
+        }
+      }
+  }
+}
+
+/// Joins the chunks of one row, in the order of the keys: task is (b * H + h) * S + s.
+template <class T>
+void join_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, Index task, const AccumulatorOf<T>* partials,
+               AccumulatorOf<T>* scratch) {
+  using A = AccumulatorOf<T>;
+  constexpr Index n = lanes<A>;
+  const Index s = task % p.S, h = task / p.S % p.H, b = task / p.S / p.H, heads = p.H / p.G, g = h / heads;
+  const Index row = h % heads * p.S + s, Dv = plan.padded_dv;
+  const A* const first = partials + (b * p.G + g) * plan.chunks * plan.partial();
+  A most = never<A>;
+  for (Index c = 0; c < plan.chunks; ++c) {
+    const A largest = first[c * plan.partial() + row];
+    most = largest > most ? largest : most;
+  }
+  const Vec<A> shift = shift_of<A>(splat(most));
+  for (Index i = 0; i < Dv; ++i) scratch[i] = 0;
+  A sum = 0;
+  for (Index c = 0; c < plan.chunks; ++c) {
+    const A* const largest = first + c * plan.partial();
+    const A* const y = largest + 2 * plan.rows + row * Dv;
+    const Vec<A> factor = exp(splat(largest[row]) - shift);
+    sum += largest[plan.rows + row] * factor[0];
+    for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) + load(y + i) * factor);
+  }
+  const bool dead = sum == A{0};
+  const Vec<A> divisor = splat(dead ? A{1} : sum);
+  for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) / divisor);
+  convert(p.y.at(b, h, s), scratch, p.Dv);
+  if (p.log_sum_exp != nullptr)
+    p.log_sum_exp[task] = dead ? -std::numeric_limits<A>::infinity() : most + std::log(sum);
+}

@@ -1,0 +1,182 @@
+// Attention of scores at the ends of what float can hold.
+
+#include "support.hpp"
+
+namespace {
+
+using namespace attn_test;
+using attn::AdditiveMask;
+using attn::AttentionOptions;
+using attn::NoMask;
+using attn::NoScore;
+using attn::scaled_dot_product_attention;
+
+constexpr float lowest = std::numeric_limits<float>::lowest();
+constexpr float inf = std::numeric_limits<float>::infinity();
+
+/// Few queries take another path through the kernels than many, so everything is tried with both.
+constexpr std::array<Index, 2> few_and_many{1, 20};
+
+/// Scores that are q * k with D = 1 and scale 1: query s sees scores q[s] * k[t]. Queries are repeated. Values are
+/// random.
+Inputs<float> with_scores(const std::vector<float>& q, const std::vector<float>& k, Index repeat) {
+  auto in = random_inputs<float>({.S = repeat * std::ssize(q), .T = std::ssize(k), .D = 1, .Dv = 5}, 1);
+  for (Index i = 0; i < repeat; ++i) std::copy(q.begin(), q.end(), in.q.data() + i * std::ssize(q));
+  std::copy(k.begin(), k.end(), in.k.data());
+  return in;
+}
+AttentionOptions unscaled() {
+  AttentionOptions options;
+  options.scale = 1.0;
+  return options;
+}
+
+/// 1100 keys, so that they fill several tiles: `filler` but for a few.
+std::vector<float> many(float filler, std::initializer_list<std::pair<std::size_t, float>> others = {}) {
+  std::vector<float> k(1100, filler);
+  for (const auto& [t, value] : others) k[t] = value;
+  return k;
+}
+
+TEST(AttentionExtremes, large_scores_do_not_overflow) {
+  for (const float size : {100.F, 3e4F, 1e30F, 3e38F}) {
+    SCOPED_TRACE(size);
+    for (const auto& k : {many(1.F, {{150, -1.F}}), many(-1.F, {{900, 1.F}}), many(0.F, {{3, 1.F}, {1099, -1.F}})})
+      for (const Index repeat : few_and_many)
+        expect_attention(with_scores({size, -size, 0.F}, k, repeat), NoMask{}, NoScore{}, keep_all, same_score,
+                         unscaled());
+  }
+}
+
+TEST(AttentionExtremes, scores_far_apart_leave_the_largest_alone) {
+  for (const Index repeat : few_and_many)
+    for (const std::size_t winner : {0U, 63U, 64U, 130U, 511U, 512U, 1099U}) {
+      const auto in = with_scores({1.F}, many(-3e38F, {{winner, 3e38F}}), repeat);
+      const auto y = scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, NoScore{}, unscaled()).output;
+      for (Index d = 0; d < 5; ++d) EXPECT_EQ(y(0, 0, repeat - 1, d), in.v(0, 0, static_cast<Index>(winner), d));
+    }
+}
+
+TEST(AttentionExtremes, scores_that_rise_from_tile_to_tile) {  // the running maximum changes at every step
+  std::vector<float> rising, falling;
+  for (int t = 0; t < 1100; ++t) {
+    rising.push_back(0.25F * static_cast<float>(t));
+    falling.push_back(-0.25F * static_cast<float>(t));
+  }
+  for (const Index repeat : few_and_many)
+    for (const auto& k : {rising, falling})
+      expect_attention(with_scores({1.F, -1.F, 0.03125F, 64.F}, k, repeat), NoMask{}, NoScore{}, keep_all, same_score,
+                       unscaled());
+}
+
+TEST(AttentionExtremes, log_sum_exp_of_large_scores) {
+  AttentionOptions options = unscaled();
+  options.log_sum_exp = true;
+  for (const Index repeat : few_and_many) {
+    const auto in = with_scores({1.F}, many(1e30F), repeat);
+    const auto result = scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, NoScore{}, options);
+    EXPECT_FLOAT_EQ(result.log_sum_exp(0, 0, 0), 1e30F);
+  }
+}
+
+/// Random scores with 1100 keys, plus the same biases for every row.
+void expect_biased(const std::vector<float>& biases) {
+  const attn::TensorMap<const float, 1> bias(biases.data(), std::ssize(biases));
+  for (const Index rows : few_and_many)
+    expect_attention(
+        random_inputs<float>({.B = 1, .H = 4, .G = 2, .S = rows, .T = std::ssize(biases), .D = 8, .Dv = 48}, 2),
+        AdditiveMask(bias), NoScore{}, [&](Position at) { return double{biases[static_cast<std::size_t>(at.key)]}; });
+}
+
+TEST(AttentionExtremes, rows_of_minus_infinity) { expect_biased(many(-inf)); }
+TEST(AttentionExtremes, one_key_left_in_any_tile) {
+  for (const std::size_t t : {0U, 15U, 16U, 63U, 64U, 511U, 512U, 1099U}) expect_biased(many(-inf, {{t, 0.F}}));
+}
+TEST(AttentionExtremes, whole_tiles_of_minus_infinity_before_between_and_after) {
+  auto biases = many(0.F);
+  std::fill(biases.begin(), biases.begin() + 730, -inf);
+  expect_biased(biases);
+  std::fill(biases.begin(), biases.end(), 0.F);
+  std::fill(biases.begin() + 40, biases.begin() + 1030, -inf);
+  expect_biased(biases);
+  std::fill(biases.begin(), biases.end(), 0.F);
+  std::fill(biases.begin() + 50, biases.end(), -inf);
+  expect_biased(biases);
+}
+
+/// The largest |output - mean of V|, over everything.
+double off_the_mean(const Inputs<float>& in, const Tensor<float, 4>& y) {
+  double largest = 0;
+  for (Index b = 0; b < in.n.B; ++b)
+    for (Index h = 0; h < in.n.H; ++h)
+      for (Index d = 0; d < in.n.Dv; ++d) {
+        double mean = 0;
+        for (Index t = 0; t < in.n.T; ++t) mean += double{in.v(b, h / (in.n.H / in.n.G), t, d)};
+        mean /= static_cast<double>(in.n.T);
+        for (Index s = 0; s < in.n.S; ++s) largest = std::max(largest, std::abs(y(b, h, s, d) - mean));
+      }
+  return largest;
+}
+
+TEST(AttentionExtremes, a_row_of_the_filler_that_hugging_face_uses_gives_the_mean_of_v) {
+  // finfo(float).min swallows the score it is added to: all keys weigh the same. -1e9 leaves steps of 64.
+  for (const Index rows : few_and_many)
+    for (const float filler : {lowest, -1e30F, -1e9F}) {
+      const auto in = random_inputs<float>({.B = 1, .H = 4, .G = 2, .S = rows, .T = 1100, .D = 8, .Dv = 6}, 3);
+      const auto y = scaled_dot_product_attention(in.q, in.k, in.v, filled<float, 2>({1, 1100}, filler)).output;
+      EXPECT_LT(off_the_mean(in, y), 1e-6) << filler;
+    }
+}
+
+TEST(AttentionExtremes, fillers_before_and_after_ordinary_scores_vanish) {
+  for (const float filler : {lowest, -1e30F, -1e9F, -1e4F}) {
+    SCOPED_TRACE(filler);
+    expect_biased(many(filler, {{0, 0.F}}));
+    expect_biased(many(filler, {{1099, 0.F}}));
+    expect_biased(many(filler, {{70, 0.F}, {71, 1.F}}));
+  }
+}
+
+TEST(AttentionExtremes, fillers_among_minus_infinity_share_the_row) {  // -inf is never, the lowest float is a number
+  for (const auto& biases : {many(-inf, {{5, lowest}, {100, lowest}, {1099, lowest}}),
+                             many(lowest, {{0, -inf}, {850, -inf}}), many(-inf, {{1099, lowest}})})
+    expect_biased(biases);
+}
+
+TEST(AttentionExtremes, fillers_of_unlike_size) { expect_biased(many(lowest, {{20, -1e30F}, {930, -1e30F}})); }
+
+TEST(AttentionExtremes, an_infinite_score_is_nan_in_its_own_row) {
+  for (const Index S : {3, 30})
+    for (const Index t : {0, 77, 799}) {
+      const auto in = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = S, .T = 800, .D = 8, .Dv = 6}, 4);
+      const auto without = filled<float, 2>({S, 800}, 0.F);
+      auto with = without;
+      with(S / 2, t) = inf;
+      const auto y = scaled_dot_product_attention(in.q, in.k, in.v, with).output;
+      const auto expected = scaled_dot_product_attention(in.q, in.k, in.v, without).output;
+      for (Index h = 0; h < 2; ++h)
+        for (Index s = 0; s < S; ++s)
+          for (Index d = 0; d < 6; ++d)
+            ASSERT_TRUE(s == S / 2 ? std::isnan(y(0, h, s, d)) : y(0, h, s, d) == expected(0, h, s, d)) << s;
+    }
+}
+
+TEST(AttentionExtremes, tiny_values_and_queries_pass_through) {  // subnormal numbers are numbers
+  for (const Index repeat : few_and_many) {
+    auto in = with_scores({1e-40F}, {1.F}, repeat);
+    in.v.setConstant(1e-40F);
+    const auto y = scaled_dot_product_attention(in.q, in.k, in.v).output;
+    for (Index d = 0; d < 5; ++d) EXPECT_EQ(y(0, 0, 0, d), 1e-40F);
+  }
+}
+
+TEST(AttentionExtremes, large_values_do_not_overflow) {
+  for (const Index rows : few_and_many) {
+    auto in = random_inputs<float>({.S = rows, .T = 200, .D = 4, .Dv = 3}, 5);
+    in.v.setConstant(1e36F);  // sums of p v are divided last: T times the largest value must fit
+    const auto y = scaled_dot_product_attention(in.q, in.k, in.v).output;
+    for (Index i = 0; i < y.size(); ++i) EXPECT_NEAR(y.data()[i] / 1e36F, 1.0, 1e-5);
+  }
+}
+
+}  // namespace

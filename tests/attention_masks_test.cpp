@@ -1,0 +1,177 @@
+// Every mask in attention, against the same mask written in plain code, over many sizes.
+
+#include "support.hpp"
+
+namespace {
+
+using namespace attn_test;
+using attn::NoScore;
+
+TEST(AttentionMask, no_mask) {
+  unsigned seed = 100;
+  for (const Sizes& n : many_sizes())
+    expect_attention(random_inputs<float>(n, ++seed), attn::NoMask{}, NoScore{}, keep_all);
+}
+
+TEST(AttentionMask, causal) {
+  unsigned seed = 200;
+  for (const Sizes& n : many_sizes())
+    expect_attention(random_inputs<float>(n, ++seed), attn::Causal{}, NoScore{},
+                     [=](Position at) { return only_if(at.key <= at.row + n.T - n.S); });
+}
+
+TEST(AttentionMask, causal_top_left) {
+  unsigned seed = 300;
+  for (const Sizes& n : many_sizes())
+    expect_attention(random_inputs<float>(n, ++seed), attn::Causal{attn::Align::top_left}, NoScore{},
+                     [](Position at) { return only_if(at.key <= at.row); });
+}
+
+TEST(AttentionMask, sliding_window) {
+  const std::array<std::array<Index, 2>, 6> widths{{{1, 0}, {5, 0}, {64, 0}, {3, 4}, {1, 100}, {100000, 2}}};
+  unsigned seed = 400;
+  for (const auto& [width, ahead] : widths)
+    for (const Sizes& n : many_sizes()) {
+      SCOPED_TRACE(testing::Message() << "window " << width << ", ahead " << ahead);
+      expect_attention(random_inputs<float>(n, ++seed), attn::SlidingWindow(width, ahead), NoScore{}, [=](Position at) {
+        const Index query = at.row + n.T - n.S;
+        return only_if(query - width < at.key && at.key <= query + ahead);
+      });
+    }
+}
+
+TEST(AttentionMask, padding) {
+  unsigned seed = 500;
+  for (const Sizes& n : many_sizes()) {
+    std::vector<Index> lengths;
+    for (Index b = 0; b < n.B; ++b) lengths.push_back((n.T * (b + 2) / 3 + (b == 2 ? 1 : 0)) % (n.T + 1));
+    expect_attention(random_inputs<float>(n, ++seed), attn::Padding(lengths), NoScore{},
+                     [&](Position at) { return only_if(at.key < lengths[static_cast<std::size_t>(at.batch)]); });
+  }
+}
+
+/// All shapes of rank 1 to 4 that broadcast to [B,H,S,T]: every axis whole or 1.
+std::vector<std::vector<Index>> broadcast_shapes(const Sizes& n) {
+  std::vector<std::vector<Index>> all;
+  const auto whole = n.scores();
+  for (std::size_t rank = 1; rank <= 4; ++rank)
+    for (unsigned ones = 0; ones < (1U << rank); ++ones) {
+      std::vector<Index> shape(whole.end() - static_cast<std::ptrdiff_t>(rank), whole.end());
+      for (std::size_t axis = 0; axis < rank; ++axis)
+        if ((ones >> axis) % 2 != 0) shape[axis] = 1;
+      all.push_back(shape);
+    }
+  return all;
+}
+
+/// Calls f with a map of rank 1 to 4 over the values.
+template <class T, class F>
+void with_rank(const T* values, const std::vector<Index>& shape, const F& f) {
+  switch (shape.size()) {
+    case 1:
+      return f(attn::TensorMap<const T, 1>(values, shape[0]));
+    case 2:
+      return f(attn::TensorMap<const T, 2>(values, shape[0], shape[1]));
+    case 3:
+      return f(attn::TensorMap<const T, 3>(values, shape[0], shape[1], shape[2]));
+    default:
+      return f(attn::TensorMap<const T, 4>(values, shape[0], shape[1], shape[2], shape[3]));
+  }
+}
+
+/// The element that a broadcast tensor has at a position, found as NumPy's rule reads.
+Index broadcast_index(const std::vector<Index>& shape, Position at) {
+  const std::array<Index, 4> index{at.batch, at.head, at.row, at.key};
+  Index offset = 0;
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    offset = offset * shape[axis] + (shape[axis] == 1 ? 0 : index[4 - shape.size() + axis]);
+  return offset;
+}
+
+const std::array<Sizes, 4> few_sizes{{{.B = 2, .H = 4, .G = 2, .S = 13, .T = 37, .D = 9, .Dv = 5},
+                                      {.B = 3, .H = 2, .G = 1, .S = 70, .T = 20, .D = 4, .Dv = 7},
+                                      {.B = 1, .H = 1, .G = 1, .S = 66, .T = 270, .D = 3, .Dv = 2},
+                                      {.B = 2, .H = 3, .G = 3, .S = 1, .T = 90, .D = 8, .Dv = 8}}};
+
+TEST(AttentionMask, keep_mask_of_every_rank_and_broadcast) {
+  const auto values = random_tensor<float, 1>({100000}, 1);
+  std::vector<char> bits;  // a row is empty here and there
+  for (Index i = 0; i < values.size(); ++i) bits.push_back(values(i) > -0.5F && i % 700 > 40 ? 1 : 0);
+  const auto* keep = reinterpret_cast<const bool*>(bits.data());
+  unsigned seed = 600;
+  for (const Sizes& n : few_sizes) {
+    const auto in = random_inputs<float>(n, ++seed);
+    for (const auto& shape : broadcast_shapes(n)) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      with_rank(keep, shape, [&](const auto& mask) {
+        expect_attention(in, attn::KeepMask(mask), NoScore{},
+                         [&](Position at) { return only_if(keep[broadcast_index(shape, at)]); });
+      });
+    }
+  }
+}
+
+TEST(AttentionMask, additive_mask_of_every_rank_and_broadcast) {
+  auto values = random_tensor<float, 1>({100000}, 2, 2.0);
+  for (Index i = 0; i < values.size(); i += 5) values(i) = -std::numeric_limits<float>::infinity();
+  unsigned seed = 700;
+  for (const Sizes& n : few_sizes) {
+    const auto in = random_inputs<float>(n, ++seed);
+    for (const auto& shape : broadcast_shapes(n)) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      with_rank(values.data(), shape, [&](const auto& mask) {
+        expect_attention(in, attn::AdditiveMask(mask), NoScore{},
+                         [&](Position at) { return double{values(broadcast_index(shape, at))}; });
+      });
+    }
+  }
+}
+
+TEST(AttentionMask, an_additive_tensor_is_a_mask_as_it_stands) {
+  const Sizes n = few_sizes[0];
+  const auto bias = random_tensor<float, 2>({n.S, n.T}, 3);
+  expect_attention(random_inputs<float>(n, 800), bias, NoScore{},
+                   [&](Position at) { return double{bias(at.row, at.key)}; });
+}
+
+TEST(AttentionMask, additive_mask_may_be_of_another_type_than_the_scores) {
+  const Sizes n = few_sizes[0];
+  auto bias = random_tensor<double, 2>({n.S, n.T}, 4);
+  bias(1, 2) = -infinity;
+  expect_attention(random_inputs<float>(n, 850), attn::AdditiveMask(bias), NoScore{},
+                   [&](Position at) { return bias(at.row, at.key); });
+}
+
+TEST(AttentionMask, callable_sees_batch_head_row_query_and_key) {
+  unsigned seed = 900;
+  for (const Sizes& n : many_sizes()) {
+    const auto keep = [](Position at) {
+      return (at.batch + 3 * at.head + 5 * at.row + 7 * (at.query + 1000) + 11 * at.key) % 4 != 0;
+    };
+    expect_attention(random_inputs<float>(n, ++seed), keep, NoScore{}, [=](Position at) {
+      const Index query = at.row + n.T - n.S + 1000;
+      return only_if((at.batch + 3 * at.head + 5 * at.row + 7 * query + 11 * at.key) % 4 != 0);
+    });
+  }
+}
+
+/// A mask of the user's own: tokens see their own paragraph of 40.
+struct SameParagraph {
+  [[nodiscard]] static bool keep(Position at) { return at.row / 40 == at.key / 40; }
+  [[nodiscard]] static attn::Coverage cover(attn::Block block) {
+    const auto first_row = block.first.row / 40, last_row = block.last.row / 40;
+    const auto first_key = block.first.key / 40, last_key = block.last.key / 40;
+    if (last_row < first_key || last_key < first_row) return attn::Coverage::empty;
+    return first_row == last_row && first_key == last_key && first_row == first_key ? attn::Coverage::full
+                                                                                    : attn::Coverage::mixed;
+  }
+};
+
+TEST(AttentionMask, a_mask_of_ones_own_with_cover) {
+  unsigned seed = 1000;
+  for (const Sizes& n : many_sizes())
+    expect_attention(random_inputs<float>(n, ++seed), SameParagraph{}, NoScore{},
+                     [](Position at) { return only_if(at.row / 40 == at.key / 40); });
+}
+
+}  // namespace

@@ -1,0 +1,269 @@
+// What attention, masks and score functions refuse: std::invalid_argument, before any work, with a text that names the
+// function, what was expected and what came.
+
+#include "support.hpp"
+
+namespace {
+
+using namespace attn_test;
+using attn::AdditiveMask;
+using attn::Alibi;
+using attn::AttentionOptions;
+using attn::AttentionOutputs;
+using attn::Causal;
+using attn::KeepMask;
+using attn::NoMask;
+using attn::NoScore;
+using attn::Padding;
+using attn::ScoreBias;
+using attn::SlidingWindow;
+using attn::SoftCap;
+
+constexpr std::string_view fn = "[attn::scaled_dot_product_attention] ";
+
+/// q [2,4,3,8], k [2,2,5,8], v [2,2,5,6]; outputs filled with 42, which no refused call may touch.
+class BadInput : public testing::Test {
+ protected:
+  Tensor<float, 4> q = random_tensor<float, 4>({2, 4, 3, 8}, 1);
+  Tensor<float, 4> k = random_tensor<float, 4>({2, 2, 5, 8}, 2);
+  Tensor<float, 4> v = random_tensor<float, 4>({2, 2, 5, 6}, 3);
+  Tensor<float, 4> output = filled<float, 4>({2, 4, 3, 6}, 42.F);
+  Tensor<float, 3> log_sum_exp = filled<float, 3>({2, 4, 3}, 42.F);
+  Tensor<float, 4> weights = filled<float, 4>({2, 4, 3, 5}, 42.F);
+
+  [[nodiscard]] AttentionOutputs<float> all() { return {output, log_sum_exp, weights}; }
+
+  template <class M = NoMask, class F = NoScore>
+  std::string refusal(const M& mask = {}, const F& score = {}, const AttentionOptions& options = {}) {
+    return refusal_into(all(), q, k, v, mask, score, options);
+  }
+  template <class Q, class K, class V, class M = NoMask, class F = NoScore>
+  std::string refusal_into(const AttentionOutputs<float>& out, const Q& q_, const K& k_, const V& v_,
+                           const M& mask = {}, const F& score = {}, const AttentionOptions& options = {}) {
+    const std::string text =
+        error_of([&] { attn::scaled_dot_product_attention_into(out, q_, k_, v_, mask, score, options); });
+    EXPECT_TRUE(untouched(output) && untouched(log_sum_exp) && untouched(weights)) << "written before: " << text;
+    return text;
+  }
+  template <int Rank>
+  static bool untouched(const Tensor<float, Rank>& x) {
+    return std::all_of(x.data(), x.data() + x.size(), [](float value) { return value == 42.F; });
+  }
+};
+
+TEST_F(BadInput, the_fixture_is_good_input) {
+  attn::scaled_dot_product_attention_into(all(), q, k, v);
+  EXPECT_FALSE(untouched(output) || untouched(log_sum_exp) || untouched(weights));
+}
+
+TEST_F(BadInput, error_is_an_invalid_argument) {
+  static_assert(std::is_base_of_v<std::invalid_argument, attn::Error>);
+  EXPECT_THROW(static_cast<void>(attn::scaled_dot_product_attention(q, v, v)), attn::Error);
+}
+
+// ---- Shapes -----------------------------------------------------------------------------------------------------
+
+TEST_F(BadInput, keys_of_another_head_size) {
+  EXPECT_TRUE(reads(refusal_into(all(), q, v, v), {fn, "k", "expected [2,2,5,8]", "got [2,2,5,6]"}));
+}
+TEST_F(BadInput, keys_of_another_batch) {
+  Tensor<float, 4> other(3, 2, 5, 8);
+  EXPECT_TRUE(reads(refusal_into(all(), q, other, v), {fn, "k", "expected [2,2,5,8]", "got [3,2,5,8]"}));
+}
+TEST_F(BadInput, keys_and_values_of_unlike_length) {
+  Tensor<float, 4> other(2, 2, 4, 6);
+  EXPECT_TRUE(reads(refusal_into(all(), q, k, other), {fn, "v", "expected [2,2,5,6]", "got [2,2,4,6]"}));
+}
+TEST_F(BadInput, keys_and_values_of_unlike_heads) {
+  Tensor<float, 4> other(2, 1, 5, 6);
+  EXPECT_TRUE(reads(refusal_into(all(), q, k, other), {fn, "v", "expected [2,2,5,6]", "got [2,1,5,6]"}));
+}
+TEST_F(BadInput, heads_not_divisible_by_key_value_heads) {
+  Tensor<float, 4> k3(2, 3, 5, 8), v3(2, 3, 5, 6);
+  EXPECT_TRUE(reads(refusal_into(all(), q, k3, v3), {fn, "heads", "expected a multiple of 3", "got q [2,4,3,8]"}));
+}
+TEST_F(BadInput, no_key_value_heads) {
+  Tensor<float, 4> k0(2, 0, 5, 8), v0(2, 0, 5, 6);
+  EXPECT_TRUE(reads(refusal_into(all(), q, k0, v0), {fn, "heads", "expected a multiple of 0", "got q [2,4,3,8]"}));
+}
+TEST_F(BadInput, head_size_zero) {
+  Tensor<float, 4> q0(2, 4, 3, 0), k0(2, 2, 5, 0);
+  EXPECT_TRUE(reads(refusal_into(all(), q0, k0, v), {fn, "head size", "expected at least 1", "got q [2,4,3,0]"}));
+}
+TEST_F(BadInput, output_of_another_shape) {
+  Tensor<float, 4> other(2, 4, 3, 8);
+  AttentionOutputs<float> out = all();
+  out.output = other;
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [2,4,3,8]"}));
+}
+TEST_F(BadInput, no_output) {
+  AttentionOutputs<float> out = all();
+  out.output = {};
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [0,0,0,0]"}));
+}
+TEST_F(BadInput, log_sum_exp_of_another_shape) {
+  Tensor<float, 3> other(2, 4, 5);
+  AttentionOutputs<float> out = all();
+  out.log_sum_exp = other;
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "log_sum_exp", "expected [2,4,3]", "got [2,4,5]"}));
+}
+TEST_F(BadInput, weights_of_another_shape) {
+  Tensor<float, 4> other(2, 2, 3, 5);
+  AttentionOutputs<float> out = all();
+  out.weights = other;
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "weights", "expected [2,4,3,5]", "got [2,2,3,5]"}));
+}
+TEST_F(BadInput, views_whose_last_axis_has_gaps) {
+  const View<const float, 4> gaps(q.data(), {2, 2, 3, 4}, {96, 24, 8, 2});
+  Tensor<float, 4> k4(2, 2, 5, 4), v4(2, 2, 5, 6);
+  AttentionOutputs<float> out;
+  Tensor<float, 4> y(2, 2, 3, 6);
+  out.output = y;
+  EXPECT_TRUE(reads(refusal_into(out, gaps, k4, v4), {fn, "expected a contiguous last axis"}));
+  out = all();
+  out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 6, 2});
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected a contiguous last axis"}));
+}
+TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
+  AttentionOutputs<float> out = all();
+  out.log_sum_exp = View<float, 3>(log_sum_exp.data(), {2, 4, 3}, {12, 3, 2});
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "log_sum_exp", "expected a packed tensor"}));
+  out = all();
+  out.weights = View<float, 4>(weights.data(), {2, 4, 3, 5}, {60, 15, 6, 1});
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "weights", "expected a packed tensor"}));
+}
+TEST_F(BadInput, two_to_the_31_queries_keys_or_heads) {
+  constexpr Index many = Index{1} << 31;
+  const auto view = [&](Index h, Index s, Index d) { return View<const float, 4>(q.data(), {1, h, s, d}); };
+  AttentionOutputs<float> out = all();
+  EXPECT_TRUE(reads(refusal_into(out, view(1, many, 8), view(1, 5, 8), view(1, 5, 6)),
+                    {fn, "expected fewer than 2^31", "got q [1,1,2147483648,8]"}));
+  EXPECT_TRUE(reads(refusal_into(out, view(1, 3, 8), view(1, many, 8), view(1, many, 6)),
+                    {fn, "expected fewer than 2^31", "k [1,1,2147483648,8]"}));
+  EXPECT_TRUE(
+      reads(refusal_into(out, view(many, 3, 8), view(1, 5, 8), view(1, 5, 6)), {fn, "expected fewer than 2^31"}));
+}
+TEST_F(BadInput, heads_that_do_not_divide_the_last_dimension) {
+  Tensor<float, 3> x(2, 7, 48);
+  EXPECT_TRUE(reads(error_of([&] { static_cast<void>(attn::split_heads(x, 5)); }),
+                    {"[attn::split_heads] ", "expected a multiple of 5", "got [2,7,48]"}));
+  EXPECT_TRUE(reads(error_of([&] { static_cast<void>(attn::split_heads(x, 0)); }), {"[attn::split_heads] "}));
+}
+
+// ---- Options ----------------------------------------------------------------------------------------------------
+
+TEST_F(BadInput, dropout_outside_zero_to_one_or_nan) {
+  AttentionOptions options;
+  const auto with = [&](double p) {
+    options.dropout = p;
+    return refusal(NoMask{}, NoScore{}, options);
+  };
+  EXPECT_TRUE(reads(with(-0.1), {fn, "dropout", "expected a probability in [0,1]", "got -0.1"}));
+  EXPECT_TRUE(reads(with(1.5), {fn, "dropout", "expected a probability in [0,1]", "got 1.5"}));
+  EXPECT_TRUE(reads(with(not_a_number), {fn, "dropout", "expected a probability in [0,1]", "nan"}));
+  EXPECT_TRUE(reads(with(infinity), {fn, "dropout", "expected a probability in [0,1]", "got inf"}));
+  EXPECT_TRUE(reads(with(-1e-9), {fn, "dropout", "expected a probability in [0,1]", "got -"}));
+}
+TEST_F(BadInput, a_number_just_outside_is_printed_so_that_it_differs) {
+  AttentionOptions options;
+  options.dropout = 1.000000001;
+  EXPECT_FALSE(refusal(NoMask{}, NoScore{}, options).ends_with("got 1"));
+  options.dropout = -1e-9;
+  EXPECT_FALSE(refusal(NoMask{}, NoScore{}, options).ends_with("got -0"));
+}
+TEST_F(BadInput, scale_that_is_not_finite) {
+  AttentionOptions options;
+  for (const double scale : {infinity, -infinity, not_a_number}) {
+    options.scale = scale;
+    EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options), {fn, "scale", "expected a finite number", "got "}));
+  }
+}
+TEST_F(BadInput, query_start_of_another_length) {
+  const std::array<Index, 3> start{1, 2, 3};
+  AttentionOptions options;
+  options.query_start = start;
+  EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
+                    {fn, "query_start", "expected one for each of 2 batch entries", "got 3"}));
+}
+TEST_F(BadInput, query_start_beyond_32_bit) {
+  AttentionOptions options;
+  for (const Index far : {(Index{1} << 31) - 2, Index{1} << 40, -(Index{1} << 31), std::numeric_limits<Index>::min(),
+                          std::numeric_limits<Index>::max()}) {
+    const std::array<Index, 2> start{0, far};
+    options.query_start = start;
+    EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
+                      {fn, "query_start", "expected a 32-bit position", "got " + std::to_string(far)}));
+  }
+}
+
+// ---- Masks ------------------------------------------------------------------------------------------------------
+
+TEST_F(BadInput, keep_mask_that_does_not_broadcast) {
+  Tensor<bool, 2> keep(3, 4);
+  Tensor<bool, 1> keys(6);
+  Tensor<bool, 4> all_axes(2, 3, 3, 5);
+  keep.setConstant(true);
+  EXPECT_TRUE(
+      reads(refusal(KeepMask(keep)), {fn, "KeepMask", "does not broadcast", "expected [2,4,3,5]", "got [3,4]"}));
+  EXPECT_TRUE(reads(refusal(KeepMask(keys)), {fn, "KeepMask", "expected [2,4,3,5]", "got [6]"}));
+  EXPECT_TRUE(reads(refusal(KeepMask(all_axes)), {fn, "KeepMask", "expected [2,4,3,5]", "got [2,3,3,5]"}));
+}
+TEST_F(BadInput, additive_mask_that_does_not_broadcast) {
+  Tensor<float, 2> bias(2, 5);
+  Tensor<float, 3> heads(2, 3, 5);  // [B,S,T] is a common slip
+  Tensor<float, 4> empty(2, 4, 3, 0);
+  EXPECT_TRUE(reads(refusal(AdditiveMask(bias)),
+                    {fn, "AdditiveMask", "does not broadcast", "expected [2,4,3,5]", "got [2,5]"}));
+  EXPECT_TRUE(reads(refusal(heads), {fn, "AdditiveMask", "expected [2,4,3,5]", "got [2,3,5]"}));
+  EXPECT_TRUE(reads(refusal(AdditiveMask(empty)), {fn, "AdditiveMask", "expected [2,4,3,5]", "got [2,4,3,0]"}));
+}
+TEST_F(BadInput, masks_are_checked_wherever_they_are_joined) {
+  Tensor<float, 2> bias(3, 4);
+  const auto any = [](Position) { return true; };
+  EXPECT_TRUE(reads(refusal(Causal{} & AdditiveMask(bias)), {fn, "AdditiveMask", "got [3,4]"}));
+  const auto deep = any & (AdditiveMask(bias) & Causal{}) & SlidingWindow(3);
+  EXPECT_TRUE(reads(error_of([&] { deep.check("f", 2, 4, 3, 5); }), {"[attn::f] AdditiveMask", "got [3,4]"}));
+}
+TEST_F(BadInput, padding_of_another_batch) {
+  const std::vector<Index> lengths{1, 2, 3};
+  EXPECT_TRUE(
+      reads(refusal(Padding(lengths)), {fn, "Padding", "expected one length for each of 2 batch entries", "got 3"}));
+}
+TEST_F(BadInput, padding_lengths_below_zero_or_past_the_keys) {
+  const std::vector<Index> negative{-1, 2}, long_one{2, 6};
+  EXPECT_TRUE(reads(refusal(Padding(negative)), {fn, "Padding", "expected lengths from 0 to 5", "got -1"}));
+  EXPECT_TRUE(reads(refusal(Padding(long_one)), {fn, "Padding", "expected lengths from 0 to 5", "got 6"}));
+}
+TEST_F(BadInput, window_of_zero_or_less) {
+  EXPECT_TRUE(reads(error_of([] { SlidingWindow(0); }), {"[attn::SlidingWindow] ", "expected at least 1", "got 0"}));
+  EXPECT_TRUE(reads(error_of([] { SlidingWindow(-3); }), {"[attn::SlidingWindow] ", "expected at least 1", "got -3"}));
+  EXPECT_TRUE(
+      reads(error_of([] { SlidingWindow(std::numeric_limits<Index>::min()); }), {"[attn::SlidingWindow] ", "got -9"}));
+}
+TEST_F(BadInput, window_with_less_than_no_key_ahead) {
+  EXPECT_TRUE(reads(error_of([] { SlidingWindow(4, -1); }),
+                    {"[attn::SlidingWindow] ", "ahead", "expected at least 0", "got -1"}));
+}
+
+// ---- Scores -----------------------------------------------------------------------------------------------------
+
+TEST_F(BadInput, soft_cap_that_is_not_a_positive_number) {
+  EXPECT_TRUE(reads(error_of([] { SoftCap(0.F); }), {"[attn::SoftCap] ", "expected a positive number", "got 0"}));
+  EXPECT_TRUE(reads(error_of([] { SoftCap(-2.5F); }), {"[attn::SoftCap] ", "expected a positive number", "got -2.5"}));
+  for (const float cap : {NAN, INFINITY, -INFINITY})
+    EXPECT_TRUE(reads(error_of([=] { SoftCap{cap}; }), {"[attn::SoftCap] ", "expected a positive number", "got "}));
+}
+TEST_F(BadInput, alibi_without_heads_or_for_other_heads) {
+  EXPECT_TRUE(reads(error_of([] { Alibi(0); }), {"[attn::Alibi] ", "expected at least 1", "got 0"}));
+  EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(2)), {fn, "Alibi", "expected slopes for 4 heads", "got 2"}));
+}
+TEST_F(BadInput, score_bias_that_does_not_broadcast_alone_or_in_a_chain) {
+  Tensor<float, 3> bias(2, 3, 5);
+  EXPECT_TRUE(reads(refusal(NoMask{}, ScoreBias(bias)),
+                    {fn, "ScoreBias", "does not broadcast", "expected [2,4,3,5]", "got [2,3,5]"}));
+  EXPECT_TRUE(reads(refusal(NoMask{}, attn::Chain{SoftCap(5.F), ScoreBias(bias)}), {fn, "ScoreBias", "got [2,3,5]"}));
+  const attn::Chain deep{SoftCap(5.F), attn::Chain<NoScore, Alibi>{NoScore{}, Alibi(3)}};
+  EXPECT_TRUE(reads(error_of([&] { deep.check("f", 2, 4, 3, 5); }), {"[attn::f] Alibi", "for 4 heads", "got 3"}));
+}
+
+}  // namespace

@@ -1,0 +1,48 @@
+// Conventions as the module keeps them: layout outside, dropout off in evaluation, errors.
+
+#include "support.hpp"
+
+namespace {
+
+using namespace attn_test;
+
+TEST(Conventions, dropout_is_off_in_eval) {
+  const auto x = random_tensor<float, 3>({2, 7, 24}, 1);
+  attn::LlamaAttention<float> with(24, 3, 0.5), without(24, 3, 0.0);
+  const auto expected = without.forward(x);
+  with.eval();
+  EXPECT_TRUE(same_bits(with.forward(x), expected));
+  EXPECT_TRUE(same_bits(with.forward(x), expected));
+  with.train();
+  EXPECT_FALSE(same_bits(with.forward(x), expected));
+  EXPECT_FALSE(same_bits(with.forward(x), with.forward(x))) << "each call drops others";
+}
+
+TEST(Conventions, dropout_acts_in_a_new_module) {
+  EXPECT_TRUE(attn::LlamaAttention<float>(24, 3).is_training());
+  EXPECT_TRUE(attn::Dropout<float>(0.5).is_training());
+}
+
+TEST(Conventions, dropout_of_a_row_without_keys_leaves_it_zero) {
+  attn::LlamaAttention<float> module(
+      attn::LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2, .bias = false});
+  Tensor<float, 2> mask(3, 3);
+  mask.setConstant(-std::numeric_limits<float>::infinity());
+  const auto y = module.forward(random_tensor<float, 3>({1, 3, 8}, 2), mask);
+  EXPECT_TRUE(same_bits(y, filled<float, 3>({1, 3, 8}, 0.F)));
+}
+
+TEST(Conventions, layout_is_b_s_e_outside) {
+  const attn::LlamaAttention<float> module(24, 3, 0.0);
+  const auto y = module.forward(random_tensor<float, 3>({2, 7, 24}, 3));
+  EXPECT_EQ(attn::detail::shape_of(y), (std::array<Index, 3>{2, 7, 24}));
+}
+
+TEST(Conventions, errors_name_the_function_and_both_shapes) {
+  const attn::LlamaAttention<float> module(24, 3);
+  const Tensor<float, 3> x(2, 7, 48);
+  EXPECT_TRUE(reads(error_of([&] { static_cast<void>(module.forward(x)); }),
+                    {"[attn::LlamaAttention::forward] ", ", expected ", "24", ", got [2,7,48]"}));
+}
+
+}  // namespace

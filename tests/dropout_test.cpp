@@ -1,0 +1,222 @@
+#include "module_support.hpp"
+
+#include <set>
+#include <thread>
+
+namespace {
+
+using attn::Dropout;
+using attn::Index;
+using attn::Tensor;
+using attn::TensorMap;
+using attn_test::expect_error;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+
+Tensor<float, 1> ones(Index n) {
+  Tensor<float, 1> x(n);
+  x.setConstant(1.F);
+  return x;
+}
+
+/// Which elements are kept, as text.
+template <class T>
+std::string pattern(const Tensor<T, 1>& y) {
+  std::string text;
+  for (Index i = 0; i < y.size(); ++i) text += static_cast<float>(y(i)) == 0.F ? '0' : '1';
+  return text;
+}
+
+// 200000 elements; five standard deviations allowed.
+TEST(Dropout, DropsAtItsRateAndScalesTheRest) {
+  for (const double p : {0.1, 0.3, 0.5, 0.75}) {
+    const Index n = 200000;
+    const auto y = Dropout<float>(p, 9)(ones(n));
+    Index dropped = 0;
+    for (Index i = 0; i < n; ++i) {
+      dropped += y(i) == 0.F;
+      ASSERT_TRUE(y(i) == 0.F || y(i) == static_cast<float>(1.0 / (1.0 - p)));
+    }
+    EXPECT_NEAR(static_cast<double>(dropped) / static_cast<double>(n), p, 5.0 * std::sqrt(p * (1 - p) / static_cast<double>(n)));
+  }
+}
+
+TEST(Dropout, NeighboursAndRowsAreIndependent) {
+  const std::string kept = pattern(Dropout<float>(0.5, 10)(ones(1 << 16)));
+  for (const std::size_t lag : {1U, 2U, 3U, 4U, 16U, 64U, 128U, 1000U}) {
+    int agree = 0;
+    for (std::size_t i = 0; i < 60000; ++i) agree += kept[i] == kept[i + lag];
+    EXPECT_NEAR(agree, 30000, 5 * 122.5) << "lag " << lag;
+  }
+}
+
+TEST(Dropout, FollowsThePublishedRule) {
+  const attn::DropoutRule first(0.4, 77, 0), second(0.4, 77, 1);
+  const Dropout<float> dropout(0.4, 77);
+  const auto a = dropout(ones(5000)), b = dropout(ones(5000));
+  for (Index i = 0; i < 5000; ++i) {
+    EXPECT_EQ(a(i) != 0.F, first.keep(static_cast<std::uint32_t>(i), 0, 0));
+    EXPECT_EQ(b(i) != 0.F, second.keep(static_cast<std::uint32_t>(i), 0, 0));
+  }
+}
+
+TEST(Dropout, PZeroChangesNothing) {
+  const auto x = random_tensor<float, 2>({5, 7}, 1);
+  EXPECT_TRUE(same_bits(Dropout<float>(0.0)(x), x));
+}
+
+TEST(Dropout, POneGivesZerosWhateverTheInput) {
+  Tensor<float, 1> x = ones(1000);
+  x(3) = std::numeric_limits<float>::infinity();
+  x(4) = std::numeric_limits<float>::quiet_NaN();
+  const auto y = Dropout<float>(1.0)(x);
+  for (Index i = 0; i < 1000; ++i) EXPECT_EQ(y(i), 0.F);
+}
+
+TEST(Dropout, RefusesWhatIsNoProbability) {
+  for (const double p : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
+    expect_error([&] { Dropout<float> dropout(p); }, {"[attn::Dropout]", "[0,1]", "got "});
+  expect_error([&] { Dropout<float> dropout(std::nan("")); }, {"got ", "nan"});
+}
+
+TEST(Dropout, IsInTrainingModeWhenNewAndDoesNothingInEvaluation) {
+  Dropout<float> dropout(0.5, 1);
+  const auto x = random_tensor<float, 3>({3, 4, 5}, 2);
+  EXPECT_TRUE(dropout.is_training());
+  EXPECT_FALSE(same_bits(dropout(x), x));
+  dropout.eval();
+  EXPECT_FALSE(dropout.is_training());
+  EXPECT_TRUE(same_bits(dropout(x), x));
+  dropout.train();
+  EXPECT_TRUE(dropout.is_training());
+  EXPECT_FALSE(same_bits(dropout(x), x));
+  dropout.train(false);
+  EXPECT_FALSE(dropout.is_training());
+}
+
+TEST(Dropout, TheSeedDecides) {
+  const auto x = ones(256);
+  EXPECT_EQ(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 5)(x)));
+  EXPECT_NE(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 6)(x)));
+  EXPECT_NE(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 5 + (std::uint64_t{1} << 32))(x)));
+}
+
+TEST(Dropout, EveryCallDropsOthersAndReseedStartsAnew) {
+  Dropout<float> dropout(0.5, 5);
+  const auto x = ones(256);
+  const std::string first = pattern(dropout(x)), second = pattern(dropout(x)), third = pattern(dropout(x));
+  EXPECT_EQ((std::set<std::string>{first, second, third}.size()), 3U);
+  dropout.reseed(5);
+  EXPECT_EQ(pattern(dropout(x)), first);
+  EXPECT_EQ(pattern(dropout(x)), second);
+  dropout.reseed(6);
+  EXPECT_EQ(pattern(dropout(x)), pattern(Dropout<float>(0.5, 6)(x)));
+}
+
+TEST(Dropout, EvaluationIsNoCall) {
+  Dropout<float> dropout(0.5, 5), other(0.5, 5);
+  const auto x = ones(256);
+  dropout.eval();
+  (void)dropout(x);
+  dropout.train();
+  EXPECT_EQ(pattern(dropout(x)), pattern(other(x)));
+}
+
+TEST(Dropout, ACopyGoesOnWhereTheOriginalStandsAndIsIndependent) {
+  Dropout<float> dropout(0.5, 5);
+  const auto x = ones(256);
+  (void)dropout(x);
+  Dropout<float> copy = dropout;
+  EXPECT_EQ(copy.p(), 0.5);
+  EXPECT_EQ(pattern(copy(x)), pattern(dropout(x)));
+  copy.eval();
+  EXPECT_TRUE(dropout.is_training());
+}
+
+TEST(Dropout, SameElementsForAnyNumberOfThreads) {
+  const auto x = random_tensor<float, 2>({501, 333}, 3);  // several chunks of work, the last one short
+  attn::SerialExecutor serial;
+  attn::ThreadPool two(2), five(5);
+  const auto on = [&](attn::Executor& executor) {
+    const attn::UseExecutor use(executor);
+    return Dropout<float>(0.3, 8)(x);
+  };
+  const auto expected = on(serial);
+  EXPECT_TRUE(same_bits(on(two), expected));
+  EXPECT_TRUE(same_bits(on(five), expected));
+}
+
+TEST(Dropout, SameElementsForEveryTypeAndRank) {
+  const std::string expected = pattern(Dropout<float>(0.3, 8)(ones(720)));
+  const auto of = [&]<class T>(T) {
+    Tensor<T, 4> x(2, 3, 4, 30);
+    x.setConstant(T(1));
+    const Tensor<T, 4> y = Dropout<T>(0.3, 8)(x);
+    return pattern(Tensor<T, 1>(y.reshape(Eigen::array<Index, 1>{720})));
+  };
+  EXPECT_EQ(of(float{}), expected);
+  EXPECT_EQ(of(double{}), expected);
+  EXPECT_EQ(of(Eigen::half{}), expected);
+  EXPECT_EQ(of(Eigen::bfloat16{}), expected);
+}
+
+TEST(Dropout, ScalesInDoubleForDoubleAndRoundsOnceForHalf) {
+  const auto x = random_tensor<double, 1>({100}, 4);
+  const auto y = Dropout<double>(0.3, 8)(x);
+  for (Index i = 0; i < 100; ++i) EXPECT_DOUBLE_EQ(y(i), y(i) == 0.0 ? 0.0 : x(i) / 0.7);
+  const auto low = attn_test::cast<Eigen::half>(x);
+  const auto dropped = Dropout<Eigen::half>(0.3, 8)(low);
+  for (Index i = 0; i < 100; ++i) {
+    const float product = y(i) == 0.0 ? 0.F : static_cast<float>(low(i)) * static_cast<float>(1.0 / 0.7);
+    EXPECT_EQ(static_cast<float>(dropped(i)), static_cast<float>(static_cast<Eigen::half>(product)));
+  }
+}
+
+TEST(Dropout, WritesIntoTheCallersMemoryAndInPlace) {
+  auto x = random_tensor<float, 3>({3, 5, 7}, 5);
+  const auto expected = Dropout<float>(0.4, 3)(x);
+  std::vector<float> memory(106, 77.F);
+  Dropout<float>(0.4, 3).forward_into(TensorMap<float, 3>(memory.data(), 3, 5, 7), x);
+  EXPECT_EQ(std::memcmp(memory.data(), expected.data(), sizeof(float) * 105), 0);
+  EXPECT_EQ(memory.back(), 77.F);
+  Dropout<float>(0.4, 3).forward_into(x, x);
+  EXPECT_TRUE(same_bits(x, expected));
+}
+
+TEST(Dropout, InEvaluationCopiesIntoTheCallersMemory) {
+  const auto x = random_tensor<float, 2>({3, 5}, 5);
+  Tensor<float, 2> y(3, 5);
+  Dropout<float> dropout(0.4);
+  dropout.eval();
+  dropout.forward_into(y, x);
+  EXPECT_TRUE(same_bits(x, y));
+}
+
+TEST(Dropout, CallsFromSeveralThreadsEachGetANumberOfTheirOwn) {
+  const auto x = ones(256);
+  std::set<std::string> expected, got;
+  const Dropout<float> one(0.5, 5), shared(0.5, 5);
+  for (int i = 0; i < 8; ++i) expected.insert(pattern(one(x)));
+  std::vector<std::string> patterns(8);
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      patterns[2 * t] = pattern(shared(x));
+      patterns[2 * t + 1] = pattern(shared(x));
+    });
+  for (std::thread& thread : threads) thread.join();
+  got.insert(patterns.begin(), patterns.end());
+  EXPECT_EQ(got, expected);
+}
+
+TEST(Dropout, OfNothingIsNothing) { EXPECT_EQ(Dropout<float>()(Tensor<float, 3>(0, 4, 5)).size(), 0); }
+
+TEST(Dropout, RefusesAnotherOutputShapeAndGapsBetweenRows) {
+  const auto x = random_tensor<float, 3>({2, 3, 8}, 7);
+  Tensor<float, 3> y(2, 8, 3);
+  expect_error([&] { Dropout<float>().forward_into(y, x); }, {"[attn::Dropout", "expected [2,3,8]", "got [2,8,3]"});
+  expect_error([&] { Dropout<float>().forward_into(Tensor<float, 4>(2, 2, 3, 4), attn::split_heads(x, 2)); },
+               {"[attn::Dropout", "packed"});
+}
+
+}  // namespace

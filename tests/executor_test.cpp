@@ -1,0 +1,375 @@
+#include "module_support.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <numeric>
+#include <set>
+#include <thread>
+
+#if __has_include(<sys/wait.h>) && __has_include(<unistd.h>)
+#include <sys/wait.h>
+#include <unistd.h>
+#define ATTN_TEST_CAN_FORK 1
+#endif
+
+namespace {
+
+using attn::Executor;
+using attn::Index;
+using attn::LaneFunction;
+using attn::SerialExecutor;
+using attn::Tensor;
+using attn::ThreadPool;
+using attn::UseExecutor;
+using attn_test::expect_error;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+
+/// What the README promises: a user's own executor in five lines.
+class Backwards final : public Executor {
+ public:
+  Backwards() : Executor(3) {}
+  void parallel_for(int count, LaneFunction lane) override {
+    for (int i = count; i-- > 0;) lane(i);
+  }
+};
+
+/// A user's own with real threads.
+class NewThreads final : public Executor {
+ public:
+  NewThreads() : Executor(4) {}
+  void parallel_for(int count, LaneFunction lane) override {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < count; ++i) threads.emplace_back([=] { lane(i); });
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+/// Whether parallel_for ran every lane from 0 to count - 1 exactly once, for several counts.
+void expect_every_lane_once(Executor& executor) {
+  for (const int count : {0, 1, 2, 3, 4, 7, 64, 1000}) {
+    std::vector<std::atomic<int>> times(static_cast<std::size_t>(count));
+    const auto lane = [&](int i) { ++times[static_cast<std::size_t>(i)]; };
+    executor.parallel_for(count, lane);
+    for (const auto& n : times) ASSERT_EQ(n.load(), 1) << count << " lanes";
+  }
+}
+
+// ---- The default pool. First in this file: the children must find it not yet started. ----
+
+#ifdef ATTN_TEST_CAN_FORK
+/// What default_executor() makes of ATTN_NUM_THREADS in a fresh process: its concurrency, or the error.
+std::string default_executor_with(const char* value) {
+  std::array<int, 2> ends{};
+  if (pipe(ends.data()) != 0) return "no pipe";
+  const pid_t child = fork();
+  if (child == 0) {
+    value != nullptr ? setenv("ATTN_NUM_THREADS", value, 1) : unsetenv("ATTN_NUM_THREADS");
+    std::string text;
+    try {
+      text = std::to_string(attn::default_executor().concurrency());
+    } catch (const attn::Error& error) {
+      text = error.what();
+    }
+    const auto written = write(ends[1], text.data(), text.size());
+    _exit(written == static_cast<ssize_t>(text.size()) ? 0 : 1);
+  }
+  close(ends[1]);
+  std::string text(1000, '\0');
+  const auto length = read(ends[0], text.data(), text.size());
+  close(ends[0]);
+  waitpid(child, nullptr, 0);
+  text.resize(static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
+  return text;
+}
+
+TEST(DefaultExecutor, HasAsManyThreadsAsTheEnvironmentSays) {
+  EXPECT_EQ(default_executor_with("1"), "1");
+  EXPECT_EQ(default_executor_with("3"), "3");
+  const std::string all = std::to_string(std::max(1U, std::thread::hardware_concurrency()));
+  EXPECT_EQ(default_executor_with(nullptr), all);
+  EXPECT_EQ(default_executor_with(""), all);
+}
+
+TEST(DefaultExecutor, RefusesAnEnvironmentThatIsNoPositiveNumber) {
+  for (const char* value : {"0", "-2", "two", "3x", " 3", "2.5", "99999999999999999999"})
+    EXPECT_TRUE(attn_test::reads(default_executor_with(value), {"[attn::default_executor] ATTN_NUM_THREADS", "positive", "got ", value}));
+}
+#endif
+
+TEST(DefaultExecutor, IsOneForAll) {
+  EXPECT_EQ(&attn::default_executor(), &attn::default_executor());
+  EXPECT_EQ(&attn::current_executor(), &attn::default_executor());
+  expect_every_lane_once(attn::default_executor());
+}
+
+// ---- Each kind ----
+
+TEST(SerialExecutor, RunsInOrderOnTheCallingThread) {
+  SerialExecutor serial;
+  EXPECT_EQ(serial.concurrency(), 1);
+  std::vector<int> order;
+  const auto lane = [&](int i) { order.push_back(i); };
+  serial.parallel_for(3, lane);
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2}));
+}
+
+TEST(ThreadPool, RunsEveryLaneOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(pool.concurrency(), threads);
+    expect_every_lane_once(pool);
+  }
+}
+
+TEST(ThreadPool, RunsLanesOnSeveralThreadsAtOnce) {
+  ThreadPool pool(3);
+  std::atomic<int> inside{0};
+  const auto lane = [&](int) {  // returns only when all three lanes are in it, or after ten seconds
+    ++inside;
+    for (int i = 0; i < 10000 && inside < 3; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_EQ(inside, 3);
+  };
+  pool.parallel_for(3, lane);
+}
+
+TEST(ThreadPool, ManyShortJobsFollowEachOther) {
+  ThreadPool pool(4);
+  std::atomic<int> sum{0};
+  const auto lane = [&](int i) { sum += i; };
+  for (int job = 0; job < 3000; ++job) pool.parallel_for(4, lane);
+  EXPECT_EQ(sum, 3000 * 6);
+}
+
+TEST(ThreadPool, WakesAfterARest) {
+  ThreadPool pool(2);
+  for (int job = 0; job < 5; ++job) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    expect_every_lane_once(pool);
+  }
+}
+
+TEST(ThreadPool, MayBeCalledFromWithinALane) {
+  ThreadPool pool(3);
+  std::atomic<int> count{0};
+  const auto inner = [&](int) { ++count; };
+  const auto outer = [&](int) { pool.parallel_for(5, inner); };
+  pool.parallel_for(7, outer);
+  EXPECT_EQ(count, 35);
+}
+
+TEST(ThreadPool, MayBeCalledFromSeveralThreadsAtOnce) {
+  ThreadPool pool(3);
+  std::atomic<int> count{0};
+  const auto lane = [&](int) { ++count; };
+  std::vector<std::thread> callers;
+  for (int t = 0; t < 4; ++t)
+    callers.emplace_back([&] {
+      for (int job = 0; job < 200; ++job) pool.parallel_for(6, lane);
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(count, 4 * 200 * 6);
+}
+
+TEST(ThreadPool, RefusesFewerThanOneThread) {
+  expect_error([] { ThreadPool pool(0); }, {"[attn::ThreadPool]", "at least 1", "got 0"});
+  expect_error([] { ThreadPool pool(-3); }, {"[attn::ThreadPool]", "got -3"});
+}
+
+TEST(EigenExecutor, RunsEveryLaneOnceOnACallersPool) {
+  Eigen::ThreadPool threads(3);
+  attn::EigenExecutor executor(threads);
+  EXPECT_EQ(executor.concurrency(), 3);
+  expect_every_lane_once(executor);
+}
+
+TEST(EigenExecutor, MayBeCalledFromWithinThePool) {
+  Eigen::ThreadPool threads(2);
+  attn::EigenExecutor executor(threads);
+  std::atomic<int> count{0};
+  const auto inner = [&](int) { ++count; };
+  const auto outer = [&](int) { executor.parallel_for(5, inner); };
+  executor.parallel_for(7, outer);
+  EXPECT_EQ(count, 35);
+}
+
+TEST(UsersExecutor, RunsEveryLaneOnce) {
+  Backwards backwards;
+  NewThreads fresh;
+  EXPECT_EQ(backwards.concurrency(), 3);
+  for (const int count : {0, 1, 5}) {
+    std::atomic<int> ran{0};
+    const auto lane = [&](int) { ++ran; };
+    fresh.parallel_for(count, lane);
+    EXPECT_EQ(ran, count);
+  }
+  expect_every_lane_once(backwards);
+}
+
+// ---- Which executor a call runs on ----
+
+TEST(UseExecutor, HoldsForItsScopeAndNests) {
+  SerialExecutor a, b;
+  Executor& before = attn::current_executor();
+  {
+    const UseExecutor use_a(a);
+    EXPECT_EQ(&attn::current_executor(), &a);
+    {
+      const UseExecutor use_b(b);
+      EXPECT_EQ(&attn::current_executor(), &b);
+    }
+    EXPECT_EQ(&attn::current_executor(), &a);
+  }
+  EXPECT_EQ(&attn::current_executor(), &before);
+}
+
+TEST(UseExecutor, HoldsForItsThreadAlone) {
+  SerialExecutor serial;
+  const UseExecutor use(serial);
+  Executor* elsewhere = nullptr;
+  std::thread([&] { elsewhere = &attn::current_executor(); }).join();
+  EXPECT_EQ(elsewhere, &attn::default_executor());
+}
+
+TEST(UseExecutor, CallsRunOnIt) {
+  struct Counting final : Executor {
+    Counting() : Executor(2) {}
+    void parallel_for(int count, LaneFunction lane) override {
+      ++calls;
+      for (int i = 0; i < count; ++i) lane(i);
+    }
+    int calls = 0;
+  } counting;
+  const UseExecutor use(counting);
+  (void)attn::Softmax<float>()(random_tensor<float, 2>({512, 512}, 1));
+  EXPECT_GE(counting.calls, 1);
+}
+
+// ---- Tasks ----
+
+/// Much work: all lanes that there are.
+template <class Task>
+void for_each_task(Index tasks, const Task& task) {
+  attn::detail::for_each_task(tasks, attn::detail::lanes(tasks, 1e12), task);
+}
+
+TEST(Lanes, AreAsManyAsTheWorkIsWorth) {
+  ThreadPool pool(3);
+  const UseExecutor use(pool);
+  EXPECT_EQ(attn::detail::lanes(100, 1e12), 3);
+  EXPECT_EQ(attn::detail::lanes(2, 1e12), 2);
+  EXPECT_EQ(attn::detail::lanes(100, 0.0), 1);
+}
+
+TEST(ForEachTask, RunsEveryTaskOnceOnALaneOfItsOwn) {
+  ThreadPool pool(3);
+  const UseExecutor use(pool);
+  for (const Index tasks : {0, 1, 2, 5, 1000}) {
+    std::vector<std::atomic<int>> times(static_cast<std::size_t>(tasks));
+    std::array<std::atomic<int>, 3> busy{};
+    for_each_task(tasks, [&](Index task, int lane) {
+      ASSERT_TRUE(lane >= 0 && lane < 3);
+      EXPECT_EQ(++busy[static_cast<std::size_t>(lane)], 1) << "two tasks at once on one lane";
+      ++times[static_cast<std::size_t>(task)];
+      --busy[static_cast<std::size_t>(lane)];
+    });
+    for (const auto& n : times) EXPECT_EQ(n.load(), 1);
+  }
+}
+
+TEST(ForEachTask, AnExceptionReachesTheCallerAndThePoolLivesOn) {
+  ThreadPool pool(3);
+  Eigen::ThreadPool threads(2);
+  attn::EigenExecutor eigen(threads);
+  SerialExecutor serial;
+  Backwards backwards;
+  for (Executor* executor : {static_cast<Executor*>(&pool), static_cast<Executor*>(&eigen), static_cast<Executor*>(&serial),
+                             static_cast<Executor*>(&backwards)}) {
+    const UseExecutor use(*executor);
+    for (const Index bad : {0, 17, 99}) {
+      try {
+        for_each_task(100, [&](Index task, int) {
+          if (task == bad) throw std::runtime_error("task " + std::to_string(task));
+        });
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const std::runtime_error& error) {
+        EXPECT_EQ(error.what(), "task " + std::to_string(bad));
+      }
+    }
+    expect_every_lane_once(*executor);
+  }
+}
+
+TEST(ForEachTask, WhenAllTasksThrowOneExceptionArrives) {
+  ThreadPool pool(4);
+  const UseExecutor use(pool);
+  EXPECT_THROW(for_each_task(100, [](Index, int) { throw std::runtime_error("each"); }), std::runtime_error);
+}
+
+TEST(ForEachTask, NestsAndStillRunsAll) {
+  ThreadPool pool(3);
+  const UseExecutor use(pool);
+  std::atomic<int> count{0};
+  for_each_task(9, [&](Index, int) { for_each_task(11, [&](Index, int) { ++count; }); });
+  EXPECT_EQ(count, 99);
+}
+
+TEST(ForEachTask, AnExceptionFromWithinReachesTheOuterCaller) {
+  ThreadPool pool(3);
+  const UseExecutor use(pool);
+  const auto outer = [](Index i, int) {
+    for_each_task(11, [&](Index j, int) {
+      if (i == 4 && j == 5) throw std::logic_error("inner");
+    });
+  };
+  EXPECT_THROW(for_each_task(9, outer), std::logic_error);
+}
+
+// ---- The convention: the number of threads does not change a bit ----
+
+/// result(executor) is the same on every kind of executor.
+template <class Result>
+void expect_same_on_all(const Result& result) {
+  const auto on = [&](Executor& executor) {
+    const UseExecutor use(executor);
+    return result();
+  };
+  SerialExecutor serial;
+  ThreadPool two(2), three(3), seven(7);
+  Eigen::ThreadPool threads(3);
+  attn::EigenExecutor eigen(threads);
+  Backwards backwards;
+  NewThreads fresh;
+  const auto expected = on(serial);
+  for (Executor* executor : std::initializer_list<Executor*>{&two, &three, &seven, &eigen, &backwards, &fresh})
+    EXPECT_TRUE(same_bits(on(*executor), expected)) << executor->concurrency() << " lanes";
+}
+
+attn::LlamaAttention<float> training_module() {  // with both dropouts
+  return attn::LlamaAttention<float>(attn::LlamaAttentionConfig{.hidden_size = 96,
+                                                                .num_attention_heads = 6,
+                                                                .num_key_value_heads = 2,
+                                                                .attention_dropout = 0.2,
+                                                                .projection_dropout = 0.2,
+                                                                .rotary = attn::RotaryConfig{}});
+}
+
+TEST(ThreadCount, DoesNotChangeABitOfAModule) {
+  const auto module = training_module();
+  const auto x = random_tensor<float, 3>({2, 277, 96}, 1);
+  expect_same_on_all([&] { return attn::LlamaAttention<float>(module).forward(x, attn::Causal{}); });  // each its first call
+}
+
+TEST(ThreadCount, DoesNotChangeABitOfDecoding) {  // few heads, many keys: threads share the keys of a head
+  const auto module = training_module();
+  auto cache = module.make_cache(1, 5001);
+  cache.append(random_tensor<float, 4>({1, 2, 5000, 16}, 1), random_tensor<float, 4>({1, 2, 5000, 16}, 2));
+  const auto token = random_tensor<float, 3>({1, 1, 96}, 3);
+  expect_same_on_all([&] {
+    auto own = cache;
+    return attn::LlamaAttention<float>(module).forward(token, attn::Causal{}, own);
+  });
+}
+
+}  // namespace

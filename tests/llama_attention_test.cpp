@@ -1,0 +1,403 @@
+// The document's module against its definition (module_support.hpp), its configurations, its errors. With a cache:
+// llama_attention_cache_test.cpp. Against PyTorch: torch_module_test.cpp. Mask types here: none, Causal, an additive
+// tensor, a callable; each more is another instantiation per instruction set.
+#include "module_support.hpp"
+
+#include <thread>
+
+namespace {
+
+using attn::Causal;
+using attn::Index;
+using attn::LlamaAttention;
+using attn::LlamaAttentionConfig;
+using attn::Position;
+using attn::RotaryConfig;
+using attn::RotaryLayout;
+using attn::Tensor;
+using attn::TensorMap;
+using attn_test::expect_error;
+using attn_test::float_epsilon;
+using attn_test::largest;
+using attn_test::max_difference;
+using attn_test::plain_module;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+
+/// A user's own: whoever stands at an odd position is seen by nobody but itself.
+struct EvenKeys {
+  bool operator()(Position at) const { return at.key % 2 == 0 || at.key == at.query; }
+};
+
+LlamaAttention<float> evaluating(LlamaAttentionConfig config) {
+  config.seed = 11;
+  LlamaAttention<float> module(config);
+  module.eval();
+  return module;
+}
+
+/// Our error against the definition in double is at most twice that of the definition in float. The floor: 2 ulp of the
+/// largest output.
+template <class M = attn::NoMask>
+void expect_definition(const LlamaAttention<float>& module, const Tensor<float, 3>& x, const M& mask = {}) {
+  const auto exact = plain_module<double>(module, x, mask);
+  const double plain = max_difference(plain_module<float>(module, x, mask), exact);
+  EXPECT_LE(max_difference(module.forward(x, mask), exact), std::max(2.0 * plain, 2.0 * float_epsilon * largest(exact)));
+}
+
+// ---- The document's module ----
+
+TEST(LlamaAttention, HasTheDocumentsFourProjectionsAndTwoDropouts) {
+  LlamaAttention<float> module(48, 6, 0.25);
+  for (const attn::Linear<float>* layer : {&module.query(), &module.key(), &module.value(), &module.out_proj()}) {
+    EXPECT_EQ(layer->in_features(), 48);
+    EXPECT_EQ(layer->out_features(), 48);
+    EXPECT_TRUE(layer->has_bias());
+  }
+  EXPECT_EQ(module.config().num_key_value_heads, 6);
+  EXPECT_EQ(module.config().head_dim, 8);
+  EXPECT_EQ(module.config().attention_dropout, 0.25);
+  EXPECT_EQ(module.config().projection_dropout, 0.25);
+  EXPECT_FALSE(module.config().rotary.has_value());
+  EXPECT_FALSE(module.config().window.has_value());
+  EXPECT_EQ((LlamaAttention<float>(8, 2).config().attention_dropout), 0.1);
+}
+
+TEST(LlamaAttention, ItsFourProjectionsDiffer) {
+  LlamaAttention<float> module(48, 6);
+  EXPECT_FALSE(same_bits(module.query().weight(), module.key().weight()));
+  EXPECT_FALSE(same_bits(module.key().weight(), module.value().weight()));
+  EXPECT_FALSE(same_bits(module.value().weight(), module.out_proj().weight()));
+}
+
+TEST(LlamaAttention, TheSeedDecidesItsWeights) {
+  const auto weight = [](std::uint64_t seed) {
+    return LlamaAttention<float>({.hidden_size = 8, .num_attention_heads = 2, .seed = seed}).value().weight();
+  };
+  EXPECT_TRUE(same_bits(weight(3), weight(3)));
+  EXPECT_FALSE(same_bits(weight(3), weight(4)));
+}
+
+TEST(LlamaAttention, EqualsItsDefinition) {
+  const auto x = random_tensor<float, 3>({2, 19, 48}, 1);
+  expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x);
+  expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x, Causal{});
+  expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x, EvenKeys{});
+}
+
+TEST(LlamaAttention, EqualsItsDefinitionForAdditiveMasksOfRank2To4) {
+  const auto module = evaluating({.hidden_size = 48, .num_attention_heads = 6});
+  const auto x = random_tensor<float, 3>({2, 9, 48}, 1);
+  for (const Index rows : {1, 9}) {
+    expect_definition(module, x, random_tensor<float, 2>({rows, 9}, 2, 3.0));
+    expect_definition(module, x, random_tensor<float, 3>({6, rows, 9}, 3, 3.0));
+    expect_definition(module, x, random_tensor<float, 3>({1, rows, 9}, 4, 3.0));
+    expect_definition(module, x, random_tensor<float, 4>({2, 6, rows, 9}, 5, 3.0));
+    expect_definition(module, x, random_tensor<float, 4>({2, 1, rows, 9}, 6, 3.0));
+    expect_definition(module, x, random_tensor<float, 4>({1, 6, rows, 1}, 7, 3.0));
+  }
+}
+
+TEST(LlamaAttention, AnAdditiveMaskOfMinusInfinityIsCausal) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
+  const auto x = random_tensor<float, 3>({2, 9, 24}, 1);
+  auto mask = attn_test::filled<float, 2>({9, 9}, 0.F);
+  for (Index s = 0; s < 9; ++s)
+    for (Index t = s + 1; t < 9; ++t) mask(s, t) = -std::numeric_limits<float>::infinity();
+  EXPECT_LE(max_difference(module.forward(x, mask), module.forward(x, Causal{})), 4 * float_epsilon);
+}
+
+// ---- Configurations ----
+
+TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
+  const RotaryConfig half_split{}, interleaved{.layout = RotaryLayout::interleaved, .theta = 500.0};
+  const RotaryConfig partial{.dimensions = 4}, scaled{.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 8}};
+  for (const LlamaAttentionConfig& config : {
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 1},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 1},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 48},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 5, .head_dim = 7},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 4, .num_key_value_heads = 2, .head_dim = 20},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .bias = false},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .rotary = half_split},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .rotary = interleaved},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = partial},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 4, .rotary = scaled},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .window = 1},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .window = 5},
+           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 3, .rotary = half_split, .window = 1000},
+       }) {
+    const auto module = evaluating(config);
+    const auto x = random_tensor<float, 3>({2, 21, 48}, 1);
+    SCOPED_TRACE(testing::Message() << "heads " << config.num_attention_heads << " on " << config.num_key_value_heads
+                                    << ", head_dim " << config.head_dim << ", rotary " << config.rotary.has_value()
+                                    << ", window " << config.window.value_or(0));
+    expect_definition(module, x);
+    expect_definition(module, x, Causal{});
+  }
+}
+
+TEST(LlamaAttention, EqualsItsDefinitionForOddSizes) {
+  for (const auto& [B, S, H, D] : {std::array<Index, 4>{1, 1, 1, 1}, {3, 2, 1, 3}, {1, 67, 3, 5}, {2, 130, 2, 9}, {1, 197, 1, 33}}) {
+    const auto module = evaluating({.hidden_size = H * D, .num_attention_heads = H});
+    expect_definition(module, random_tensor<float, 3>({B, S, H * D}, 1), Causal{});
+  }
+}
+
+TEST(LlamaAttention, ProjectionsHaveTheShapesThatTheConfigurationAsksFor) {
+  const auto module = evaluating({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 10});
+  EXPECT_EQ(module.query().out_features(), 60);
+  EXPECT_EQ(module.key().out_features(), 20);
+  EXPECT_EQ(module.value().out_features(), 20);
+  EXPECT_EQ(module.out_proj().in_features(), 60);
+  EXPECT_EQ(module.out_proj().out_features(), 48);
+}
+
+TEST(LlamaAttention, RotaryScoresDependOnDistanceAlone) {  // so the same tokens after a prefix that is masked give the same
+  const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 2, .rotary = RotaryConfig{}});
+  const auto x = random_tensor<float, 3>({1, 12, 32}, 1);
+  const auto tail = attn_test::rows_of(x, 5, 7);
+  auto mask = attn_test::filled<float, 2>({1, 12}, 0.F);
+  for (Index t = 0; t < 5; ++t) mask(0, t) = -std::numeric_limits<float>::infinity();
+  EXPECT_LE(max_difference(attn_test::rows_of(module.forward(x, mask), 5, 7), module.forward(tail)), 2e-6);
+}
+
+// ---- Forms of forward ----
+
+TEST(LlamaAttention, TakesMapsAndWritesIntoTheCallersMemory) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
+  auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  const auto expected = module.forward(x);
+  std::vector<float> memory(242, 77.F);
+  module.forward_into(TensorMap<float, 3>(memory.data() + 1, 2, 5, 24), TensorMap<const float, 3>(x.data(), 2, 5, 24));
+  EXPECT_EQ(std::memcmp(memory.data() + 1, expected.data(), 240 * sizeof(float)), 0);
+  EXPECT_EQ(memory.front() + memory.back(), 154.F);
+  EXPECT_TRUE(same_bits(module(x), expected));
+  EXPECT_TRUE(same_bits(module(TensorMap<float, 3>(x.data(), 2, 5, 24)), expected));
+  EXPECT_TRUE(same_bits(module(x, Causal{}), module.forward(x, Causal{})));
+}
+
+TEST(LlamaAttention, GivesItsWeightsOnRequest) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
+  const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  const auto [output, weights] = module.forward_with_weights(x, Causal{});
+  EXPECT_TRUE(same_bits(output, module.forward(x, Causal{})));
+  ASSERT_EQ(attn::detail::shape_of(weights), (std::array<Index, 4>{2, 3, 5, 5}));
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 3; ++h)
+      for (Index s = 0; s < 5; ++s) {
+        float sum = 0.F;
+        for (Index t = 0; t < 5; ++t) {
+          sum += weights(b, h, s, t);
+          if (t > s) {
+            EXPECT_EQ(weights(b, h, s, t), 0.F);
+          }
+        }
+        EXPECT_NEAR(sum, 1.F, 1e-6F);
+      }
+}
+
+TEST(LlamaAttention, OfNothingIsNothing) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = RotaryConfig{}});
+  const auto no_batch = module.forward(Tensor<float, 3>(0, 5, 24));
+  EXPECT_EQ(attn::detail::shape_of(no_batch), (std::array<Index, 3>{0, 5, 24}));
+  const auto no_tokens = module.forward(Tensor<float, 3>(2, 0, 24), Causal{});
+  EXPECT_EQ(attn::detail::shape_of(no_tokens), (std::array<Index, 3>{2, 0, 24}));
+}
+
+TEST(LlamaAttention, ARowWithoutAnyKeyGivesTheBiasOfTheOutputProjection) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
+  const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  auto mask = attn_test::filled<float, 2>({5, 5}, 0.F);
+  for (Index t = 0; t < 5; ++t) mask(2, t) = -std::numeric_limits<float>::infinity();
+  const auto y = module.forward(x, mask);
+  const auto bias = module.out_proj().bias();
+  for (Index e = 0; e < 24; ++e) EXPECT_EQ(y(1, 2, e), bias(e));
+}
+
+TEST(LlamaAttention, ForwardIsConstAndMayBeCalledFromSeveralThreads) {
+  const auto module = evaluating({.hidden_size = 48, .num_attention_heads = 6, .rotary = RotaryConfig{}});
+  const auto x = random_tensor<float, 3>({2, 33, 48}, 1);
+  const auto expected = module.forward(x, Causal{});
+  std::vector<Tensor<float, 3>> results(4);
+  std::vector<std::thread> threads;
+  for (Tensor<float, 3>& y : results)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 10; ++i) y = module.forward(x, Causal{});
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& y : results) EXPECT_TRUE(same_bits(y, expected));
+}
+
+TEST(LlamaAttention, AnExceptionOfAUsersMaskReachesTheCaller) {
+  const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
+  const auto x = random_tensor<float, 3>({2, 200, 24}, 1);  // enough for several threads
+  attn::ThreadPool pool(3);
+  const attn::UseExecutor use(pool);
+  const auto failing = [](Position at) -> bool { return at.key == 3 ? throw std::runtime_error("mine") : true; };
+  EXPECT_THROW((void)module.forward(x, failing), std::runtime_error);
+  EXPECT_LE(max_difference(module.forward(x), plain_module<double>(module, x)), 1e-5);  // nothing is left behind
+}
+
+// ---- Training ----
+
+TEST(LlamaAttention, IsInTrainingModeWhenNew) {
+  LlamaAttention<float> module(24, 3, 0.5);
+  const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  EXPECT_TRUE(module.is_training());
+  EXPECT_GT(max_difference(module.forward(x), plain_module<double>(module, x)), 1e-2);
+  module.eval();
+  EXPECT_FALSE(module.is_training());
+  EXPECT_LE(max_difference(module.forward(x), plain_module<double>(module, x)), 1e-5);
+  module.train();
+  EXPECT_TRUE(module.is_training());
+}
+
+TEST(LlamaAttention, EvaluationIsDeterministic) {
+  LlamaAttention<float> module(24, 3, 0.5);
+  module.eval();
+  const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  EXPECT_TRUE(same_bits(module.forward(x), module.forward(x)));
+}
+
+TEST(LlamaAttention, TrainingIsRandomFromCallToCallAndReproducibleBySeed) {
+  const LlamaAttentionConfig config{.hidden_size = 24, .num_attention_heads = 3, .seed = 5};
+  const LlamaAttention<float> a(config), same(config);
+  LlamaAttentionConfig other_config = config;
+  other_config.seed = 6;
+  LlamaAttention<float> other(other_config);
+  other.share(a);
+  const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  const auto first = a.forward(x), second = a.forward(x);
+  EXPECT_FALSE(same_bits(first, second));
+  EXPECT_TRUE(same_bits(same.forward(x), first));
+  EXPECT_TRUE(same_bits(same.forward(x), second));
+  EXPECT_FALSE(same_bits(other.forward(x), first));
+}
+
+TEST(LlamaAttention, TheProjectionDropoutActsOnTheOutputAlone) {
+  LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.0, .projection_dropout = 0.5});
+  const auto x = random_tensor<float, 3>({4, 50, 24}, 1);
+  const auto y = module.forward(x);
+  module.eval();
+  const auto expected = module.forward(x);
+  int dropped = 0;
+  for (Index i = 0; i < y.size(); ++i) {
+    dropped += y.data()[i] == 0.F;
+    EXPECT_EQ(y.data()[i], y.data()[i] == 0.F ? 0.F : 2.F * expected.data()[i]);
+  }
+  EXPECT_NEAR(dropped, 2400, 5 * 35);
+}
+
+TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
+  LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.25, .projection_dropout = 0.0});
+  const auto x = random_tensor<float, 3>({2, 40, 24}, 1);
+  const auto [output, weights] = module.forward_with_weights(x, Causal{});
+  module.eval();
+  const auto plain = module.forward_with_weights(x, Causal{}).weights;
+  int dropped = 0, live = 0;
+  for (Index i = 0; i < weights.size(); ++i) {
+    if (plain.data()[i] == 0.F) {
+      EXPECT_EQ(weights.data()[i], 0.F);
+      continue;
+    }
+    ++live;
+    dropped += weights.data()[i] == 0.F;
+    if (weights.data()[i] != 0.F) {
+      EXPECT_NEAR(weights.data()[i], plain.data()[i] / 0.75F, 2e-7F);
+    }
+  }
+  EXPECT_NEAR(dropped, 0.25 * live, 5 * std::sqrt(0.1875 * live));
+
+  // The output is what these very weights make of the values.
+  const auto v = attn_test::plain_linear<double>(module.value(), attn_test::cast<double>(x));
+  auto context = attn_test::filled<double, 3>({2, 40, 24}, 0.0);
+  for (Index b = 0; b < 2; ++b)
+    for (Index s = 0; s < 40; ++s)
+      for (Index e = 0; e < 24; ++e)
+        for (Index t = 0; t < 40; ++t) context(b, s, e) += static_cast<double>(weights(b, e / 8, s, t)) * v(b, t, e);
+  EXPECT_LE(max_difference(output, attn_test::plain_linear<double>(module.out_proj(), context)), 2e-6);
+}
+
+TEST(LlamaAttention, DropoutOfOneLeavesNothing) {
+  const auto x = random_tensor<float, 3>({1, 5, 24}, 1);
+  EXPECT_EQ(largest(LlamaAttention<float>(24, 3, 1.0).forward(x)), 0.0);
+  const LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 1.0, .projection_dropout = 0.0});
+  const auto y = module.forward(x);
+  const auto bias = module.out_proj().bias();
+  for (Index e = 0; e < 24; ++e) EXPECT_EQ(y(0, 4, e), bias(e));
+}
+
+// ---- Errors ----
+
+TEST(LlamaAttention, RefusesAHiddenSizeThatItsHeadsDoNotDivide) {
+  expect_error([] { LlamaAttention<float> module(50, 6); }, {"[attn::LlamaAttention] hidden_size", "multiple of num_attention_heads = 6", "got 50"});
+}
+
+TEST(LlamaAttention, RefusesHeadsThatKeyValueHeadsDoNotDivide) {
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 4}); },
+               {"[attn::LlamaAttention] num_attention_heads", "multiple of num_key_value_heads = 4", "got 6"});
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = -1}); },
+               {"[attn::LlamaAttention]"});
+}
+
+TEST(LlamaAttention, RefusesSizesBelowOne) {
+  expect_error([] { LlamaAttention<float> module(0, 1); }, {"[attn::LlamaAttention] hidden_size", "got 0"});
+  expect_error([] { LlamaAttention<float> module(8, 0); }, {"[attn::LlamaAttention] num_attention_heads", "got 0"});
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 2, .head_dim = -4}); },
+               {"[attn::LlamaAttention] head_dim", "got -4"});
+}
+
+TEST(LlamaAttention, RefusesADropoutThatIsNoProbability) {
+  for (const double p : {-0.5, 1.5, std::nan("")})
+    expect_error([&] { LlamaAttention<float> module(8, 2, p); }, {"[attn::LlamaAttention] dropout", "[0,1]", "got "});
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 2, .projection_dropout = 2.0}); },
+               {"[attn::LlamaAttention] dropout", "got 2"});
+}
+
+TEST(LlamaAttention, RefusesAnOddHeadSizeWithRotary) {
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 15, .num_attention_heads = 3, .rotary = RotaryConfig{}}); },
+               {"[attn::LlamaAttention] head_dim", "even", "rotary", "got 5"});
+}
+
+TEST(LlamaAttention, RefusesAWindowBelowOne) {
+  for (const Index window : {0, -1})
+    expect_error([&] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 2, .window = window}); },
+                 {"[attn::LlamaAttention] window", "at least 1", "got "});
+}
+
+TEST(LlamaAttention, RefusesAnInputOfAnotherLastDimension) {
+  const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 4});
+  expect_error([&] { return module.forward(Tensor<float, 3>(2, 7, 48)); }, {"[attn::LlamaAttention::forward] input", "expected", "32", "got [2,7,48]"});
+  Tensor<float, 3> y(2, 8, 32);
+  expect_error([&] { module.forward_into(y, Tensor<float, 3>(2, 7, 32)); }, {"[attn::LlamaAttention::forward] output", "expected [2,7,32]", "got [2,8,32]"});
+}
+
+TEST(LlamaAttention, RefusesAMaskThatDoesNotBroadcast) {
+  const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 4});
+  const auto x = random_tensor<float, 3>({2, 7, 32}, 1);
+  const auto refuses = [&](const auto& mask, const char* shape) {
+    expect_error([&] { return module.forward(x, mask); }, {"[attn::LlamaAttention::forward] AdditiveMask does not broadcast", "[2,4,7,7]", "got ", shape});
+  };
+  refuses(Tensor<float, 2>(7, 6), "[7,6]");
+  refuses(Tensor<float, 2>(2, 7), "[2,7]");
+  refuses(Tensor<float, 3>(2, 7, 7), "[2,7,7]");
+  refuses(Tensor<float, 4>(4, 4, 7, 7), "[4,4,7,7]");
+  refuses(Tensor<float, 2>(0, 7), "[0,7]");
+}
+
+TEST(LlamaAttention, RefusesWeightsOfTheWrongShape) {
+  LlamaAttention<float> module({.hidden_size = 32, .num_attention_heads = 4, .num_key_value_heads = 2});
+  expect_error([&] { module.key().set_weight(Tensor<float, 2>(32, 32)); }, {"[attn::Linear::set_weight]", "expected [16,32]", "got [32,32]"});
+  expect_error([&] { module.key().set_bias(Tensor<float, 1>(32)); }, {"[attn::Linear::set_bias]", "expected [16]", "got [32]"});
+}
+
+TEST(LlamaAttention, ARefusedCallIsNoCallOfDropout) {
+  const LlamaAttention<float> a(32, 4, 0.5), b(32, 4, 0.5);
+  const auto x = random_tensor<float, 3>({2, 7, 32}, 1);
+  expect_error([&] { return a.forward(x, Tensor<float, 2>(7, 6)); }, {"does not broadcast"});
+  EXPECT_TRUE(same_bits(a.forward(x), b.forward(x)));
+}
+
+}  // namespace

@@ -1,0 +1,192 @@
+// Masks by themselves: what they keep, and that cover() says of blocks what keep() says of their scores.
+
+#include "support.hpp"
+
+namespace {
+
+using namespace attn_test;
+using attn::AdditiveMask;
+using attn::Align;
+using attn::Block;
+using attn::Causal;
+using attn::Coverage;
+using attn::KeepMask;
+using attn::NoMask;
+using attn::Padding;
+using attn::SlidingWindow;
+
+constexpr Position at(std::int32_t row, std::int32_t query, std::int32_t key) { return {0, 0, row, query, key}; }
+
+// The core of the masks is constant expressions.
+static_assert(Causal{}.keep(at(0, 4, 4)) && !Causal{}.keep(at(0, 4, 5)));
+static_assert(Causal{Align::top_left}.keep(at(0, 4, 0)) && !Causal{Align::top_left}.keep(at(0, 4, 1)));
+static_assert(SlidingWindow(1).keep(at(0, 4, 4)) && !SlidingWindow(1).keep(at(0, 4, 3)));
+static_assert((Causal{} & SlidingWindow(2)).keep(at(0, 4, 3)) && !(Causal{} & SlidingWindow(2)).keep(at(0, 4, 2)));
+
+TEST(Mask, window_keeps_width_keys_that_end_with_the_query_and_those_ahead) {
+  const SlidingWindow mask(3, 2);
+  std::string kept;
+  for (std::int32_t key = 0; key < 12; ++key) kept += mask.keep(at(0, 6, key)) ? '1' : '0';
+  EXPECT_EQ(kept, "000011111000");
+}
+
+TEST(Mask, unlimited_window_keeps_everything) {
+  constexpr auto far = std::numeric_limits<std::int32_t>::max();
+  const SlidingWindow mask = SlidingWindow::unlimited();
+  EXPECT_TRUE(mask.keep(at(0, far, 0)));
+  EXPECT_TRUE(mask.keep(at(0, -far, far)));
+  EXPECT_EQ(mask.cover({at(0, -far, 0), at(0, far, far)}), Coverage::full);
+}
+
+TEST(Mask, widths_and_positions_near_the_ends_of_their_types_do_not_overflow) {
+  constexpr auto far = std::numeric_limits<std::int32_t>::max();
+  const SlidingWindow narrow(1), wide(Index{1} << 40, Index{1} << 40);
+  EXPECT_FALSE(narrow.keep(at(0, -far, far)));
+  EXPECT_EQ(narrow.cover({at(0, -far, far - 1), at(0, -far, far)}), Coverage::empty);
+  EXPECT_EQ(wide.cover({at(0, -far, 0), at(0, far, far)}), Coverage::full);
+}
+
+TEST(Mask, padding_without_lengths_keeps_everything) {
+  EXPECT_TRUE(Padding().keep(at(0, 0, 1 << 30)));
+  EXPECT_EQ(Padding().cover({at(0, 0, 0), at(9, 9, 1 << 30)}), Coverage::full);
+}
+
+TEST(Mask, keep_mask_and_additive_mask_align_their_axes_at_the_right) {
+  Tensor<bool, 2> keep(3, 4);      // [S,T]
+  Tensor<float, 3> bias(2, 1, 4);  // [H,1,T]
+  for (Index i = 0; i < 12; ++i) keep.data()[i] = i % 5 != 0;
+  for (Index i = 0; i < 8; ++i) bias.data()[i] = static_cast<float>(i);
+  for (std::int32_t b = 0; b < 2; ++b)
+    for (std::int32_t h = 0; h < 2; ++h)
+      for (std::int32_t s = 0; s < 3; ++s)
+        for (std::int32_t t = 0; t < 4; ++t) {
+          const Position where{b, h, s, s + 1, t};
+          EXPECT_EQ(KeepMask(keep).keep(where), keep(s, t));
+          EXPECT_EQ(AdditiveMask(bias).bias(where), bias(h, 0, t));
+        }
+}
+
+TEST(Mask, additive_masks_joined_add_their_biases) {
+  Tensor<float, 1> a(2), b(2);
+  a.setValues({1, 2});
+  b.setValues({10, 20});
+  EXPECT_EQ((AdditiveMask(a) & AdditiveMask(b)).bias(at(0, 0, 1)), 22.F);
+  EXPECT_EQ((AdditiveMask(a) & Causal{}).bias(at(0, 0, 1)), 2.F);
+  EXPECT_EQ((Causal{} & AdditiveMask(b)).bias(at(0, 0, 1)), 20.F);
+  static_assert(!attn::HasBias<decltype(Causal{} & SlidingWindow(2))>);
+}
+
+TEST(Mask, half_biases_joined_are_added_in_float) {  // in half, these two finite numbers would make -inf
+  Tensor<Eigen::half, 1> a(1), b(1);
+  a.setConstant(Eigen::half(-60000.F));
+  b.setConstant(Eigen::half(-60000.F));
+  EXPECT_EQ(static_cast<float>((AdditiveMask(a) & AdditiveMask(b)).bias(at(0, 0, 0))),
+            2 * static_cast<float>(Eigen::half(-60000.F)));
+}
+
+/// A boolean tensor of 4 rows of 2^31 - 1 keys, of which one element exists.
+struct LargeBits {
+  static constexpr int NumDimensions = 2, Layout = Eigen::RowMajor;
+  static constexpr Index keys = std::numeric_limits<std::int32_t>::max();
+  const bool* memory;
+  [[nodiscard]] const bool* data() const { return memory; }
+  [[nodiscard]] static Index dimension(int axis) { return axis == 0 ? 4 : keys; }
+};
+
+TEST(Mask, offsets_into_a_mask_are_64_bit) {
+  const bool target = true;
+  const auto begin = reinterpret_cast<std::uintptr_t>(&target) - static_cast<std::uintptr_t>(3 * LargeBits::keys + 5);
+  EXPECT_TRUE(KeepMask(LargeBits{reinterpret_cast<const bool*>(begin)}).keep(at(3, 3, 5)));
+}
+
+// ---- cover() ----------------------------------------------------------------------------------------------------
+
+struct Truth {
+  bool any = false, all = true;
+};
+template <class M>
+Truth truth_of(const M& mask, const Block& block) {
+  Truth truth;
+  for (std::int32_t i = 0; i <= block.last.row - block.first.row; ++i)
+    for (std::int32_t t = block.first.key; t <= block.last.key; ++t) {
+      const bool keep = mask.keep({block.first.batch, block.first.head, block.first.row + i, block.first.query + i, t});
+      truth.any |= keep;
+      truth.all &= keep;
+    }
+  return truth;
+}
+
+/// Over random blocks: empty means nothing is kept, full that all is; `exact`: it also says so whenever it is so.
+template <class M>
+void expect_cover_agrees_with_keep(const M& mask, bool exact) {
+  std::mt19937 random(5);
+  const auto below = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
+  int seen[3] = {0, 0, 0};
+  for (int i = 0; i < 4000; ++i) {
+    Block block;
+    block.first = {below(3), below(2), below(60), 0, below(60)};
+    block.first.query = block.first.row + below(40) - 20;
+    block.last = block.first;
+    const std::int32_t rows = below(12), keys = below(12);
+    block.last.row += rows;
+    block.last.query += rows;
+    block.last.key += keys;
+
+    const Truth truth = truth_of(mask, block);
+    const Coverage cover = mask.cover(block);
+    ++seen[static_cast<int>(cover)];
+    const std::string where = testing::PrintToString(
+        std::array{block.first.batch, block.first.row, block.first.query, block.first.key, rows, keys});
+    const Coverage best = !truth.any ? Coverage::empty : truth.all ? Coverage::full : Coverage::mixed;
+    ASSERT_TRUE(cover == best || (cover == Coverage::mixed && !exact)) << where;
+  }
+  if (!exact || seen[static_cast<int>(Coverage::full)] == 4000) return;
+  for (const int count : seen) EXPECT_GT(count, 100) << "the blocks tried tell too little";
+}
+
+const std::array<Index, 3> lengths{0, 17, 41};
+
+TEST(MaskCover, no_mask) { expect_cover_agrees_with_keep(NoMask{}, true); }
+TEST(MaskCover, causal_lower_right) { expect_cover_agrees_with_keep(Causal{}, true); }
+TEST(MaskCover, causal_top_left) { expect_cover_agrees_with_keep(Causal{Align::top_left}, true); }
+TEST(MaskCover, sliding_window) {
+  expect_cover_agrees_with_keep(SlidingWindow(15), true);
+  expect_cover_agrees_with_keep(SlidingWindow(17, 3), true);
+  expect_cover_agrees_with_keep(SlidingWindow(7, 30), true);
+  expect_cover_agrees_with_keep(SlidingWindow(1), false);  // too narrow to fill a block of any size
+  expect_cover_agrees_with_keep(SlidingWindow::unlimited(), true);
+}
+TEST(MaskCover, padding) { expect_cover_agrees_with_keep(Padding(lengths), true); }
+TEST(MaskCover, keep_mask) {
+  Tensor<bool, 2> keep(71, 71);
+  for (Index i = 0; i < keep.size(); ++i) keep.data()[i] = i % 3 != 0;
+  expect_cover_agrees_with_keep(KeepMask(keep), false);
+}
+TEST(MaskCover, additive_mask) {
+  const auto bias = random_tensor<float, 2>({71, 71}, 1);
+  expect_cover_agrees_with_keep(AdditiveMask(bias), false);
+}
+TEST(MaskCover, callable) {
+  const auto odd = [](Position p) { return (p.key - p.query) % 2 != 0; };
+  expect_cover_agrees_with_keep(attn::as_mask(odd), false);
+}
+TEST(MaskCover, joined_masks) {
+  const auto odd = [](Position p) { return (p.key - p.query) % 2 != 0; };
+  expect_cover_agrees_with_keep(Causal{} & SlidingWindow(15), false);
+  expect_cover_agrees_with_keep(SlidingWindow(15) & Causal{}, false);
+  expect_cover_agrees_with_keep(Causal{} & Padding(lengths), false);
+  expect_cover_agrees_with_keep(Causal{} & SlidingWindow(15) & Padding(lengths), false);
+  expect_cover_agrees_with_keep(Causal{} & (SlidingWindow(15) & Padding(lengths)), false);
+  expect_cover_agrees_with_keep(Causal{} & odd, false);
+  expect_cover_agrees_with_keep(odd & Padding(lengths), false);
+}
+
+TEST(MaskCover, joined_masks_are_empty_where_one_is_and_full_where_both_are) {
+  const auto mask = Causal{} & SlidingWindow(20);
+  EXPECT_EQ(mask.cover({at(0, 10, 11), at(3, 13, 20)}), Coverage::mixed);
+  EXPECT_EQ(mask.cover({at(0, 10, 14), at(3, 13, 20)}), Coverage::empty);  // all after the queries
+  EXPECT_EQ(mask.cover({at(0, 50, 0), at(3, 53, 20)}), Coverage::empty);   // all before the window
+  EXPECT_EQ(mask.cover({at(0, 10, 0), at(3, 13, 10)}), Coverage::full);
+}
+
+}  // namespace

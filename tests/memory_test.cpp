@@ -1,0 +1,244 @@
+// Workspace and aligned memory; and that steady state allocates nothing, counted here in operator new and in Eigen.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+
+#define EIGEN_RUNTIME_NO_MALLOC  // Eigen's own allocations ask is_malloc_allowed() through eigen_assert
+#undef eigen_assert
+#define eigen_assert(condition) \
+  do {                          \
+    if (!(condition)) throw std::logic_error("eigen_assert: " #condition); \
+  } while (false)
+
+#include "module_support.hpp"
+
+#include <thread>
+
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int> allocations{0};
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  if (counting) ++allocations;
+  void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+// Not inlined: g++ would see free() meet operator new and warn of a mismatch.
+void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new[](std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
+void* operator new[](std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+using attn::Index;
+using attn::Tensor;
+using attn::Workspace;
+using attn_test::random_tensor;
+
+bool is_aligned(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory) % 64 == 0; }
+
+/// How often `call` allocates once it has run a few times; Eigen's allocations throw.
+template <class Call>
+int allocations_of(const Call& call) {
+  for (int i = 0; i < 3; ++i) call();
+  allocations = 0;
+  counting = true;
+  Eigen::internal::set_is_malloc_allowed(false);
+  call();
+  Eigen::internal::set_is_malloc_allowed(true);
+  counting = false;
+  return allocations;
+}
+
+TEST(Counting, SeesWhatIsAllocated) {
+  EXPECT_EQ(allocations_of([] {}), 0);
+  static int* volatile sink;  // or the compiler may leave the pair out
+  EXPECT_EQ(allocations_of([] {
+              sink = new int(3);
+              delete sink;
+            }),
+            1);
+  EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64}); }), 1);
+  Eigen::internal::set_is_malloc_allowed(false);
+  EXPECT_THROW((Tensor<float, 1>(3)), std::logic_error);
+  Eigen::internal::set_is_malloc_allowed(true);
+}
+
+TEST(AlignedVector, StartsAtACacheLine) {
+  for (std::size_t n = 1; n < 200; n += 7) {
+    const attn::AlignedVector<char> bytes(n);
+    const attn::AlignedVector<Eigen::half> halves(n);
+    EXPECT_TRUE(is_aligned(bytes.data()) && is_aligned(halves.data()));
+  }
+}
+
+TEST(AlignedVector, HoldsWhatItWasGiven) {
+  const attn::AlignedVector<float> x(5, 3.F);
+  const attn::AlignedVector<float> y = x;
+  EXPECT_EQ(x, y);
+  EXPECT_EQ(y[4], 3.F);
+}
+
+TEST(AlignedVector, RefusesMoreThanMemoryCanBe) {
+  EXPECT_THROW((void)attn::detail::AlignedAllocator<double>().allocate(static_cast<std::size_t>(-1) / 4), std::bad_array_new_length);
+}
+
+TEST(Workspace, GivesAlignedMemoryThatDoesNotOverlap) {
+  Workspace::Frame frame;
+  std::vector<std::pair<char*, Index>> taken;
+  for (const Index n : {1, 63, 64, 65, 1000, 100000, 3}) {
+    char* memory = frame.take<char>(n);
+    EXPECT_TRUE(is_aligned(memory));
+    std::memset(memory, static_cast<int>(n % 100), static_cast<std::size_t>(n));
+    taken.emplace_back(memory, n);
+  }
+  for (const auto& [memory, n] : taken) {  // what was written first is still there
+    EXPECT_EQ(memory[0], n % 100);
+    EXPECT_EQ(memory[n - 1], n % 100);
+  }
+}
+
+TEST(Workspace, ZeroOrNegativeCountsAreNoError) {
+  Workspace::Frame frame;
+  EXPECT_NO_THROW((void)frame.take<float>(0));
+  EXPECT_NO_THROW((void)frame.take<float>(-5));
+}
+
+TEST(Workspace, MemoryOfAFrameIsFreeAgainWhenItGoes) {
+  Workspace::Frame outer;
+  (void)outer.take<float>(10);
+  float* first = nullptr;
+  {
+    Workspace::Frame inner;
+    first = inner.take<float>(100);
+  }
+  Workspace::Frame again;
+  EXPECT_EQ(again.take<float>(100), first);
+}
+
+TEST(Workspace, AnInnerFrameLeavesTheOuterOnesMemory) {
+  Workspace::current().release();
+  Workspace::Frame outer;
+  int* mine = outer.take<int>(100);
+  for (int i = 0; i < 100; ++i) mine[i] = i;
+  {
+    Workspace::Frame inner;  // far more than fits beside it
+    int* theirs = inner.take<int>(1 << 20);
+    std::fill(theirs, theirs + (1 << 20), -1);
+  }
+  {
+    Workspace::Frame inner;
+    int* theirs = inner.take<int>(500);
+    std::fill(theirs, theirs + 500, -1);
+  }
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(mine[i], i);
+}
+
+TEST(Workspace, GrowsToTheLargestCallAndThenKeepsItsSize) {
+  Workspace::current().release();
+  EXPECT_EQ(Workspace::current().capacity(), 0U);
+  const auto call = [] {
+    Workspace::Frame frame;
+    (void)frame.take<double>(1000);
+    (void)frame.take<double>(100000);
+    Workspace::Frame inner;
+    (void)inner.take<double>(50000);
+  };
+  call();
+  const std::size_t capacity = Workspace::current().capacity();
+  EXPECT_GE(capacity, 151000 * sizeof(double));
+  EXPECT_LE(capacity, 2 * 151000 * sizeof(double));
+  for (int i = 0; i < 5; ++i) call();
+  EXPECT_EQ(Workspace::current().capacity(), capacity);
+}
+
+TEST(Workspace, BlocksOfAFirstCallBecomeOneForTheNext) {
+  Workspace::current().release();
+  const auto distance = [] {  // of two stretches that lie side by side once there is one block
+    Workspace::Frame frame;
+    const char* a = frame.take<char>(8192);
+    const char* b = frame.take<char>(8192);
+    return b - a;
+  };
+  (void)distance();
+  EXPECT_EQ(distance(), 8192);
+}
+
+TEST(Workspace, ReleaseFreesAllAndItCanBeUsedAgain) {
+  { (void)Workspace::Frame().take<char>(1000); }
+  EXPECT_GT(Workspace::current().capacity(), 0U);
+  Workspace::current().release();
+  EXPECT_EQ(Workspace::current().capacity(), 0U);
+  Workspace::Frame frame;
+  EXPECT_TRUE(is_aligned(frame.take<char>(10)));
+}
+
+TEST(Workspace, EachThreadHasItsOwn) {
+  Workspace* elsewhere = nullptr;
+  std::thread([&] { elsewhere = &Workspace::current(); }).join();
+  EXPECT_NE(elsewhere, &Workspace::current());
+}
+
+// ---- Zero allocation in steady state, into a caller's tensor ----
+
+TEST(SteadyState, LinearSoftmaxAndDropoutAllocateNothing) {
+  const attn::Linear<float> layer(70, 50);
+  const attn::Softmax<float> softmax;
+  const attn::Dropout<float> dropout(0.5);
+  const auto x = random_tensor<float, 2>({33, 70}, 1), token = random_tensor<float, 2>({1, 70}, 1);
+  Tensor<float, 2> y(33, 50), one(1, 50);
+  EXPECT_EQ(allocations_of([&] { layer.forward_into(y, x); }), 0);
+  EXPECT_EQ(allocations_of([&] { layer.forward_into(one, token); }), 0);
+  EXPECT_EQ(allocations_of([&] { softmax.forward_into(y, y); }), 0);
+  EXPECT_EQ(allocations_of([&] { dropout.forward_into(y, y); }), 0);
+}
+
+TEST(SteadyState, AModuleAllocatesNothing) {
+  attn::LlamaAttention<float> module(
+      attn::LlamaAttentionConfig{.hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
+  const auto x = random_tensor<float, 3>({2, 40, 64}, 1);
+  Tensor<float, 3> y(2, 40, 64);
+  EXPECT_EQ(allocations_of([&] { module.forward_into(y, x, attn::Causal{}); }), 0) << "training";
+  module.eval();
+  EXPECT_EQ(allocations_of([&] { module.forward_into(y, x, attn::Causal{}); }), 0) << "evaluation";
+}
+
+TEST(SteadyState, DecodingAllocatesNothing) {
+  attn::LlamaAttention<float> module(
+      attn::LlamaAttentionConfig{.hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
+  module.eval();
+  auto cache = module.make_cache(2, 300);
+  (void)module.forward(random_tensor<float, 3>({2, 200, 64}, 1), attn::Causal{}, cache);
+  const auto token = random_tensor<float, 3>({2, 1, 64}, 2);
+  Tensor<float, 3> y(2, 1, 64);
+  EXPECT_EQ(allocations_of([&] {
+              module.forward_into(y, token, attn::Causal{}, cache);
+              cache.roll_back(1);
+            }),
+            0);
+}
+
+TEST(SteadyState, TheWorkspaceDoesNotGrowFromCallToCall) {
+  attn::LlamaAttention<float> module(64, 4);
+  const auto x = random_tensor<float, 3>({2, 40, 64}, 1);
+  Tensor<float, 3> y(2, 40, 64);
+  for (int i = 0; i < 3; ++i) module.forward_into(y, x, attn::Causal{});
+  const std::size_t capacity = Workspace::current().capacity();
+  for (int i = 0; i < 5; ++i) module.forward_into(y, x, attn::Causal{});
+  EXPECT_EQ(Workspace::current().capacity(), capacity);
+}
+
+}  // namespace

@@ -1,0 +1,281 @@
+// Frequencies, scalings and turned heads against PyTorch: torch_rotary_test.cpp.
+#include "module_support.hpp"
+
+namespace {
+
+using attn::Index;
+using attn::Rotary;
+using attn::RotaryConfig;
+using attn::RotaryLayout;
+using attn::Tensor;
+using attn::View;
+using attn_test::expect_error;
+using attn_test::max_difference;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+
+constexpr auto half_split = RotaryLayout::half_split, interleaved = RotaryLayout::interleaved;
+
+/// Head vectors [1,H,1,D] turned to a position.
+Tensor<float, 4> turned(const Rotary& rotary, Tensor<float, 4> x, Index position) {
+  const std::array<Index, 1> start{position};
+  rotary.apply(x, start);
+  return x;
+}
+
+double dot(const Tensor<float, 4>& a, const Tensor<float, 4>& b) {
+  double sum = 0.0;
+  for (Index i = 0; i < a.size(); ++i) sum += static_cast<double>(a.data()[i]) * static_cast<double>(b.data()[i]);
+  return sum;
+}
+
+TEST(Rotary, TurnsPairIByItsAngleInBothLayouts) {
+  constexpr Index D = 6, position = 5;
+  const auto x = random_tensor<float, 4>({1, 1, 1, D}, 1);
+  for (const auto layout : {half_split, interleaved}) {
+    const auto y = turned(Rotary(D, {.layout = layout, .theta = 100.0}), x, position);
+    for (Index i = 0; i < D / 2; ++i) {
+      const double angle = position * std::pow(100.0, -2.0 * static_cast<double>(i) / D);
+      const Index a = layout == half_split ? i : 2 * i, b = layout == half_split ? i + D / 2 : 2 * i + 1;
+      EXPECT_NEAR(y(0, 0, 0, a), x(0, 0, 0, a) * std::cos(angle) - x(0, 0, 0, b) * std::sin(angle), 1e-6);
+      EXPECT_NEAR(y(0, 0, 0, b), x(0, 0, 0, b) * std::cos(angle) + x(0, 0, 0, a) * std::sin(angle), 1e-6);
+    }
+  }
+}
+
+TEST(Rotary, PositionZeroIsLeftAsItIs) {
+  const auto x = random_tensor<float, 4>({1, 3, 1, 8}, 1);
+  EXPECT_TRUE(same_bits(turned(Rotary(8), x, 0), x));
+}
+
+TEST(Rotary, ScoresDependOnDistanceAlone) {
+  const auto q = random_tensor<float, 4>({1, 1, 1, 32}, 1), k = random_tensor<float, 4>({1, 1, 1, 32}, 2);
+  for (const auto layout : {half_split, interleaved}) {
+    const Rotary rotary(32, {.layout = layout});
+    const double score = dot(turned(rotary, q, 7), turned(rotary, k, 3));
+    for (const Index shift : {1, 50, 1000, 100000})
+      EXPECT_NEAR(dot(turned(rotary, q, 7 + shift), turned(rotary, k, 3 + shift)), score, 1e-5) << "shift " << shift;
+    EXPECT_GT(std::abs(dot(turned(rotary, q, 8), turned(rotary, k, 3)) - score), 1e-3);
+    EXPECT_GT(std::abs(dot(turned(rotary, q, 3), turned(rotary, k, 7)) - score), 1e-3);
+  }
+}
+
+TEST(Rotary, EachRowAndBatchEntryStandsAtItsOwnPosition) {
+  const Rotary rotary(8);
+  const auto x = random_tensor<float, 4>({3, 2, 4, 8}, 1);
+  auto y = x;
+  const std::array<Index, 3> start{0, 10, 3};
+  rotary.apply(y, start);
+  for (Index b = 0; b < 3; ++b)
+    for (Index h = 0; h < 2; ++h)
+      for (Index s = 0; s < 4; ++s) {
+        Tensor<float, 4> one(1, 1, 1, 8);
+        for (Index d = 0; d < 8; ++d) one(0, 0, 0, d) = x(b, h, s, d);
+        one = turned(rotary, one, start[static_cast<std::size_t>(b)] + s);
+        for (Index d = 0; d < 8; ++d) EXPECT_EQ(y(b, h, s, d), one(0, 0, 0, d));
+      }
+}
+
+TEST(Rotary, TurnsHeadsInPlaceThroughAStridedView) {
+  auto x = random_tensor<float, 3>({2, 5, 24}, 1);
+  Tensor<float, 4> heads(2, 3, 5, 8);
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 3; ++h)
+      for (Index s = 0; s < 5; ++s)
+        for (Index d = 0; d < 8; ++d) heads(b, h, s, d) = x(b, s, h * 8 + d);
+  const std::array<Index, 2> start{4, 0};
+  const Rotary rotary(8);
+  rotary.apply(attn::split_heads(x, 3), start);
+  rotary.apply(heads, start);
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 3; ++h)
+      for (Index s = 0; s < 5; ++s)
+        for (Index d = 0; d < 8; ++d) EXPECT_EQ(x(b, s, h * 8 + d), heads(b, h, s, d));
+}
+
+TEST(Rotary, PartialDimensionsTurnTheFirstAndLeaveTheRest) {
+  const auto x = random_tensor<float, 4>({1, 2, 1, 12}, 1);
+  Tensor<float, 4> first(1, 2, 1, 8);
+  for (Index h = 0; h < 2; ++h)
+    for (Index d = 0; d < 8; ++d) first(0, h, 0, d) = x(0, h, 0, d);
+  for (const auto layout : {half_split, interleaved}) {
+    const auto y = turned(Rotary(12, {.layout = layout, .dimensions = 8}), x, 9);
+    const auto expected = turned(Rotary(8, {.layout = layout}), first, 9);
+    for (Index h = 0; h < 2; ++h)
+      for (Index d = 0; d < 12; ++d) EXPECT_EQ(y(0, h, 0, d), d < 8 ? expected(0, h, 0, d) : x(0, h, 0, d));
+  }
+}
+
+TEST(Rotary, TablesAreFloat32WhateverTheScalar) {
+  const Rotary rotary(4);
+  Tensor<double, 4> x(1, 1, 1, 4);
+  x.setValues({{{{1.0, 0.0, 0.0, 1.0}}}});
+  const std::array<Index, 1> start{3};
+  rotary.apply(x, start);
+  EXPECT_EQ(x(0, 0, 0, 0), static_cast<double>(static_cast<float>(std::cos(3.0))));
+  EXPECT_EQ(x(0, 0, 0, 2), static_cast<double>(static_cast<float>(std::sin(3.0))));
+}
+
+template <class T>
+class RotaryStoredLow : public testing::Test {};
+using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
+TYPED_TEST_SUITE(RotaryStoredLow, Low);
+
+TYPED_TEST(RotaryStoredLow, IsTurnedInFloatAndRoundedOnce) {
+  for (const auto layout : {half_split, interleaved}) {
+    auto x = random_tensor<TypeParam, 4>({1, 2, 9, 22}, 1);
+    auto exact = attn_test::cast<double>(x);
+    const std::array<Index, 1> start{100};
+    const Rotary rotary(22, {.layout = layout});
+    rotary.apply(x, start);
+    rotary.apply(exact, start);
+    for (Index i = 0; i < x.size(); ++i)
+      EXPECT_NEAR(static_cast<double>(x.data()[i]), exact.data()[i],
+                  attn_test::storage_error<TypeParam> * std::abs(exact.data()[i]) + 1e-6);
+  }
+}
+
+TEST(Rotary, DoesNotDependOnTheNumberOfThreads) {
+  const auto x = random_tensor<float, 4>({2, 3, 500, 16}, 1);
+  const std::array<Index, 2> start{4, 0};
+  attn::SerialExecutor serial;
+  attn::ThreadPool pool(3);
+  const auto on = [&](attn::Executor& executor) {
+    const attn::UseExecutor use(executor);
+    auto y = x;
+    Rotary(16).apply(y, start);
+    return y;
+  };
+  EXPECT_TRUE(same_bits(on(serial), on(pool)));
+}
+
+TEST(Rotary, OfNothingIsNothing) {
+  Tensor<float, 4> none(2, 3, 0, 8), no_batch(0, 3, 2, 8);
+  const std::array<Index, 2> start{0, 0};
+  EXPECT_NO_THROW(Rotary(8).apply(none, start));
+  EXPECT_NO_THROW(Rotary(8).apply(no_batch, {}));
+}
+
+TEST(RotaryScaling, LinearStretchesPositions) {
+  const auto x = random_tensor<float, 4>({1, 1, 1, 16}, 1);
+  const auto scaled = turned(Rotary(16, {.scaling = attn::LinearScaling{4.0}}), x, 40);
+  EXPECT_LE(max_difference(scaled, turned(Rotary(16), x, 10)), 1e-6);
+}
+
+TEST(RotaryScaling, DynamicNtkIsPlainUpToItsOriginalLength) {
+  const auto x = random_tensor<float, 4>({1, 1, 1, 16}, 1);
+  const Rotary dynamic(16, {.scaling = attn::DynamicNtkScaling{2.0, 100}});
+  EXPECT_TRUE(same_bits(turned(dynamic, x, 99), turned(Rotary(16), x, 99)));
+  EXPECT_FALSE(same_bits(turned(dynamic, x, 100), turned(Rotary(16), x, 100)));
+}
+
+TEST(RotaryScaling, LongRopeChoosesItsFactorsByLength) {
+  const attn::LongRopeScaling scaling{{1.0, 1.0}, {4.0, 4.0}, 100, 1.0, {}};
+  const auto x = random_tensor<float, 4>({1, 1, 1, 4}, 1);
+  const Rotary rotary(4, {.scaling = scaling});
+  EXPECT_LE(max_difference(turned(rotary, x, 99), turned(Rotary(4), x, 99)), 1e-6);
+  EXPECT_LE(max_difference(turned(rotary, x, 100), turned(Rotary(4), x, 25)), 1e-6);
+  auto told = x;  // the same position, told that the sequence is longer
+  const std::array<Index, 1> start{80};
+  rotary.apply(told, start, 101);
+  EXPECT_LE(max_difference(told, turned(Rotary(4), x, 20)), 1e-6);
+}
+
+TEST(RotaryScaling, AttentionFactorIsOneButForYarnAndLongRope) {
+  EXPECT_EQ(Rotary(8).attention_factor(), 1.0);
+  EXPECT_EQ(Rotary(8, {.scaling = attn::LinearScaling{4.0}}).attention_factor(), 1.0);
+  EXPECT_EQ(Rotary(8, {.scaling = attn::Llama3Scaling{}}).attention_factor(), 1.0);
+  EXPECT_DOUBLE_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 16.0, .original_length = 4096}}).attention_factor(),
+                   0.1 * std::log(16.0) + 1.0);
+  EXPECT_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 0.5, .original_length = 4096}}).attention_factor(), 1.0);
+  EXPECT_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 4096, .attention_factor = 1.5}})
+                .attention_factor(),
+            1.5);
+}
+
+TEST(RotaryWeights, ConversionsAreInverse) {
+  for (const Index heads : {1, 2, 3}) {
+    const auto weight = random_tensor<float, 2>({heads * 8, 5}, 1);
+    const auto bias = random_tensor<double, 1>({heads * 8}, 2);
+    EXPECT_TRUE(same_bits(attn::to_interleaved(attn::to_half_split(weight, heads), heads), weight));
+    EXPECT_TRUE(same_bits(attn::to_half_split(attn::to_interleaved(weight, heads), heads), weight));
+    EXPECT_TRUE(same_bits(attn::to_interleaved(attn::to_half_split(bias, heads), heads), bias));
+    EXPECT_FALSE(same_bits(attn::to_half_split(weight, heads), weight));
+  }
+}
+
+TEST(RotaryWeights, ToHalfSplitGathersEvenRowsThenOddRows) {
+  Tensor<float, 1> bias(12);
+  for (Index i = 0; i < 12; ++i) bias(i) = static_cast<float>(i);
+  Tensor<float, 1> expected(12);
+  expected.setValues({0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11});
+  EXPECT_TRUE(same_bits(attn::to_half_split(bias, 2), expected));
+}
+
+TEST(RotaryWeights, ConvertedWeightsGiveTheSameScores) {
+  constexpr Index H = 2, D = 8, E = 5;
+  const auto x = random_tensor<float, 2>({7, E}, 1);
+  const auto wq = random_tensor<float, 2>({H * D, E}, 2), wk = random_tensor<float, 2>({H * D, E}, 3);
+  const auto scores = [&](const Tensor<float, 2>& of_q, const Tensor<float, 2>& of_k, RotaryLayout layout) {
+    const auto heads = [&](const Tensor<float, 2>& w) {
+      Tensor<float, 4> y(1, H, 7, D);
+      for (Index h = 0; h < H; ++h)
+        for (Index s = 0; s < 7; ++s)
+          for (Index d = 0; d < D; ++d) {
+            float sum = 0.F;
+            for (Index e = 0; e < E; ++e) sum += x(s, e) * w(h * D + d, e);
+            y(0, h, s, d) = sum;
+          }
+      const std::array<Index, 1> start{0};
+      Rotary(D, {.layout = layout}).apply(y, start);
+      return y;
+    };
+    const auto q = heads(of_q), k = heads(of_k);
+    Tensor<float, 3> result(H, 7, 7);
+    result.setZero();
+    for (Index h = 0; h < H; ++h)
+      for (Index s = 0; s < 7; ++s)
+        for (Index t = 0; t < 7; ++t)
+          for (Index d = 0; d < D; ++d) result(h, s, t) += q(0, h, s, d) * k(0, h, t, d);
+    return result;
+  };
+  const auto expected = scores(wq, wk, interleaved);
+  EXPECT_LE(max_difference(scores(attn::to_half_split(wq, H), attn::to_half_split(wk, H), half_split), expected), 1e-5);
+  EXPECT_GT(max_difference(scores(wq, wk, half_split), expected), 1e-2);
+}
+
+TEST(RotaryWeights, RefuseRowsThatDoNotDivide) {
+  expect_error([] { return attn::to_half_split(Tensor<float, 2>(12, 3), 4); }, {"[attn::to_half_split]", "got [12,3]"});
+  expect_error([] { return attn::to_interleaved(Tensor<float, 1>(12), 0); }, {"[attn::to_interleaved]", "got [12]"});
+}
+
+TEST(Rotary, RefusesOddHeadSizes) {
+  expect_error([] { Rotary rotary(7); }, {"[attn::Rotary] head size", "even", "got 7"});
+  expect_error([] { Rotary rotary(0); }, {"[attn::Rotary]", "got 0"});
+  expect_error([] { Rotary rotary(8, {.dimensions = 3}); }, {"[attn::Rotary] dimensions", "got 3"});
+  expect_error([] { Rotary rotary(8, {.dimensions = 10}); }, {"[attn::Rotary] dimensions", "8", "got 10"});
+}
+
+TEST(Rotary, RefusesFactorsThatAreNotPositive) {
+  const auto with = [](attn::RotaryScaling scaling) { return [=] { Rotary rotary(8, {.scaling = scaling}); }; };
+  expect_error([] { Rotary rotary(8, {.theta = 0.0}); }, {"[attn::Rotary] theta", "got 0"});
+  expect_error([] { Rotary rotary(8, {.theta = std::nan("")}); }, {"[attn::Rotary] theta", "got "});
+  expect_error(with(attn::LinearScaling{0.0}), {"[attn::Rotary] scaling factor", "got 0"});
+  expect_error(with(attn::DynamicNtkScaling{2.0, 0}), {"[attn::Rotary] original_length", "got 0"});
+  expect_error(with(attn::Llama3Scaling{.low_frequency_factor = 4.0, .high_frequency_factor = 4.0}), {"[attn::Rotary] llama3", "4 and 4"});
+  expect_error(with(attn::YarnScaling{.factor = -1.0, .original_length = 10}), {"[attn::Rotary] scaling factor", "got -1"});
+  expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_fast = 1.0}), {"[attn::Rotary] yarn", "1 and 1"});
+  expect_error(with(attn::LongRopeScaling{{1, 1, 1}, {1, 1, 1, 1}, 10, 2.0, {}}), {"[attn::Rotary] longrope", "expected 4", "got 3"});
+}
+
+TEST(Rotary, RefusesAnotherHeadSizeAndStartsThatDoNotFit) {
+  auto x = random_tensor<float, 4>({2, 1, 3, 6}, 1);
+  const std::array<Index, 2> zero{0, 0}, negative{0, -1};
+  expect_error([&] { Rotary(8).apply(x, zero); }, {"[attn::Rotary::apply] last dimension", "expected 8", "got [2,1,3,6]"});
+  expect_error([&] { Rotary(6).apply(x, std::span(zero).first(1)); }, {"[attn::Rotary::apply] start", "2 batch entries", "got 1"});
+  const auto before = x;
+  expect_error([&] { Rotary(6).apply(x, negative); }, {"[attn::Rotary::apply] start", "got -1"});
+  EXPECT_TRUE(same_bits(x, before));
+}
+
+}  // namespace

@@ -1,0 +1,177 @@
+#include "module_support.hpp"
+
+namespace {
+
+using attn::Index;
+using attn::Softmax;
+using attn::Tensor;
+using attn::TensorMap;
+using attn::View;
+using attn_test::cast;
+using attn_test::expect_error;
+using attn_test::max_difference;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+/// The definition, in type A: exp(x - max) / sum of these.
+template <class A, class T>
+Tensor<A, 2> plain_softmax(const Tensor<T, 2>& x) {
+  auto y = cast<A>(x);
+  const Index columns = x.dimension(1);
+  for (Index r = 0; r < x.dimension(0); ++r) {
+    A top = y(r, 0), sum = 0;
+    for (Index c = 0; c < columns; ++c) top = std::max(top, y(r, c));
+    for (Index c = 0; c < columns; ++c) sum += y(r, c) = std::exp(y(r, c) - top);
+    for (Index c = 0; c < columns; ++c) y(r, c) /= sum;
+  }
+  return y;
+}
+
+TEST(Softmax, ErrorIsAtMostTwiceThePlainFormulasForEveryWidthTo1000) {
+  for (Index columns = 1; columns <= 1000; columns += columns < 140 ? 1 : 43) {
+    const auto x = random_tensor<float, 2>({6, columns}, static_cast<unsigned>(columns), 8.0);
+    const auto exact = plain_softmax<double>(x);
+    const double plain = max_difference(plain_softmax<float>(x), exact);
+    // The floor: 1 ulp of the largest output, where the plain formula happens to be exact.
+    const double bar = std::max(2.0 * plain, attn_test::largest(exact) * attn_test::float_epsilon);
+    EXPECT_LE(max_difference(Softmax<float>()(x), exact), bar) << columns << " columns";
+  }
+}
+
+TEST(Softmax, OfDoubleIsComputedInDouble) {
+  for (const Index columns : {1, 2, 7, 8, 9, 33, 100, 777}) {
+    const auto x = random_tensor<double, 2>({5, columns}, static_cast<unsigned>(columns), 8.0);
+    EXPECT_LE(max_difference(Softmax<double>()(x), plain_softmax<double>(x)), 1e-15) << columns << " columns";
+  }
+}
+
+template <class T>
+class SoftmaxStoredLow : public testing::Test {};
+using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
+TYPED_TEST_SUITE(SoftmaxStoredLow, Low);
+
+TYPED_TEST(SoftmaxStoredLow, IsRoundedOnceAtTheEnd) {
+  for (const Index columns : {1, 5, 16, 31, 100}) {
+    const auto x = random_tensor<TypeParam, 2>({7, columns}, static_cast<unsigned>(columns), 8.0);
+    const auto y = Softmax<TypeParam>()(x);
+    const auto exact = plain_softmax<double>(x);
+    for (Index i = 0; i < y.size(); ++i) {  // half an ulp, a little for the float before it, and half's subnormal step
+      const double bar = std::abs(exact.data()[i]) * (attn_test::storage_error<TypeParam> + 1e-5) + 0x1p-25;
+      EXPECT_NEAR(static_cast<double>(y.data()[i]), exact.data()[i], bar);
+    }
+  }
+}
+
+TEST(Softmax, TakesTheLastAxisOfAnyRankTo4) {
+  const auto x = random_tensor<float, 2>({24, 5}, 1, 4.0);
+  const Tensor<float, 2> y = Softmax<float>()(x);
+  const Softmax<float> softmax;
+  const auto same = [&](const auto& tensor) { return std::memcmp(tensor.data(), y.data(), sizeof(float) * 120) == 0; };
+  EXPECT_TRUE(same(softmax.forward(Tensor<float, 3>(x.reshape(Eigen::array<Index, 3>{4, 6, 5})))));
+  EXPECT_TRUE(same(softmax.forward(Tensor<float, 4>(x.reshape(Eigen::array<Index, 4>{2, 3, 4, 5})))));
+  for (Index r = 0; r < 24; ++r) {
+    const Tensor<float, 1> row = softmax(TensorMap<const float, 1>(x.data() + r * 5, 5));
+    EXPECT_EQ(std::memcmp(row.data(), y.data() + r * 5, sizeof(float) * 5), 0);
+  }
+}
+
+TEST(Softmax, RowsSumToOneAndDoNotDependOnAShift) {
+  const auto x = random_tensor<double, 2>({9, 77}, 2, 10.0);
+  Tensor<double, 2> shifted = x + x.constant(1024.0);
+  const auto y = Softmax<double>()(x);
+  for (Index r = 0; r < 9; ++r) {
+    double sum = 0.0;
+    for (Index c = 0; c < 77; ++c) sum += y(r, c);
+    EXPECT_NEAR(sum, 1.0, 1e-14);
+  }
+  EXPECT_LE(max_difference(Softmax<double>()(shifted), y), 1e-12);
+}
+
+TEST(Softmax, LargeMagnitudesNeitherOverflowNorVanish) {
+  constexpr float most = std::numeric_limits<float>::max();
+  Tensor<float, 2> x(4, 3);
+  x.setValues({{most, -most, most}, {-most, -most, -most}, {1e30F, 0.F, -1e30F}, {-1000.F, -1000.F, -2000.F}});
+  Tensor<float, 2> expected(4, 3);
+  expected.setValues({{.5F, 0.F, .5F}, {1.F / 3.F, 1.F / 3.F, 1.F / 3.F}, {1.F, 0.F, 0.F}, {.5F, .5F, 0.F}});
+  EXPECT_LE(max_difference(Softmax<float>()(x), expected), attn_test::float_epsilon);
+}
+
+TEST(Softmax, ARowOfMinusInfinityGivesZeros) {
+  for (const Index columns : {1, 3, 16, 17, 100}) {
+    Tensor<float, 2> x = random_tensor<float, 2>({3, columns}, 3);
+    x.chip(1, 0).setConstant(-infinity);
+    const auto y = Softmax<float>()(x);
+    for (Index c = 0; c < columns; ++c) EXPECT_EQ(y(1, c), 0.F);
+    EXPECT_GT(y(0, 0), 0.F);
+    EXPECT_GT(y(2, 0), 0.F);
+  }
+}
+
+TEST(Softmax, MinusInfinityAmongNumbersHasNoWeight) {
+  for (const Index columns : {2, 9, 40}) {
+    Tensor<float, 2> x = random_tensor<float, 2>({1, columns}, 3);
+    x(0, columns - 1) = -infinity;
+    Tensor<float, 2> rest(1, columns - 1);
+    for (Index c = 0; c + 1 < columns; ++c) rest(0, c) = x(0, c);
+    const auto y = Softmax<float>()(x), of_rest = Softmax<float>()(rest);
+    EXPECT_EQ(y(0, columns - 1), 0.F);
+    for (Index c = 0; c + 1 < columns; ++c) EXPECT_NEAR(y(0, c), of_rest(0, c), attn_test::float_epsilon);
+  }
+}
+
+TEST(Softmax, NanStaysInItsRow) {
+  for (const Index columns : {1, 5, 16, 33})
+    for (const Index at : {Index{0}, columns / 2, columns - 1}) {
+      Tensor<float, 2> x = random_tensor<float, 2>({5, columns}, 4);
+      const auto clean = Softmax<float>()(x);
+      x(2, at) = nan;
+      if (columns > 1) x(4, at) = nan, x(4, (at + 1) % columns) = -infinity;
+      const auto y = Softmax<float>()(x);
+      for (Index c = 0; c < columns; ++c) {
+        for (const Index r : {0, 1, 3}) EXPECT_EQ(y(r, c), clean(r, c));
+        EXPECT_TRUE(std::isnan(y(2, c))) << columns << " columns, NaN at " << at;
+        EXPECT_TRUE(columns == 1 || std::isnan(y(4, c)));
+      }
+    }
+}
+
+TEST(Softmax, WritesIntoTheCallersMemoryAndInPlace) {
+  auto x = random_tensor<float, 3>({2, 3, 19}, 5, 4.0);
+  const Softmax<float> softmax;
+  const auto expected = softmax.forward(x);
+  std::vector<float> memory(2 * 3 * 19 + 1, 77.F);
+  softmax.forward_into(TensorMap<float, 3>(memory.data(), 2, 3, 19), x);
+  EXPECT_EQ(std::memcmp(memory.data(), expected.data(), sizeof(float) * 114), 0);
+  EXPECT_EQ(memory.back(), 77.F);
+  softmax.forward_into(x, x);
+  EXPECT_TRUE(same_bits(x, expected));
+}
+
+TEST(Softmax, DoesNotDependOnTheNumberOfThreads) {
+  const auto x = random_tensor<float, 2>({301, 65}, 6, 4.0);
+  attn::SerialExecutor serial;
+  attn::ThreadPool pool(3);
+  const auto on = [&](attn::Executor& executor) {
+    const attn::UseExecutor use(executor);
+    return Softmax<float>()(x);
+  };
+  EXPECT_TRUE(same_bits(on(serial), on(pool)));
+}
+
+TEST(Softmax, OfNothingIsNothing) {
+  EXPECT_EQ(Softmax<float>()(Tensor<float, 2>(0, 5)).size(), 0);
+  EXPECT_EQ(Softmax<float>()(Tensor<float, 2>(5, 0)).size(), 0);
+}
+
+TEST(Softmax, RefusesAnotherOutputShapeAndGapsBetweenRows) {
+  const auto x = random_tensor<float, 3>({2, 3, 8}, 7);
+  Tensor<float, 3> y(2, 8, 3);
+  expect_error([&] { Softmax<float>().forward_into(y, x); }, {"[attn::Softmax", "expected [2,3,8]", "got [2,8,3]"});
+  expect_error([&] { Softmax<float>().forward_into(Tensor<float, 4>(2, 2, 3, 4), attn::split_heads(x, 2)); },
+               {"[attn::Softmax", "packed"});
+}
+
+}  // namespace
