@@ -167,6 +167,25 @@ TEST(Cache, WithoutAMaskAQuerySeesAllOfItsCall) {
   EXPECT_LE(max_difference(y, rows_of(module.forward(x), 4, 5)), close);
 }
 
+// Without Causal nothing but the cache's own lengths keeps a query from what stands past the end of its sequence.
+TEST(Cache, WhatStandsPastASequencesLengthIsNeverSeen) {
+  const auto module = evaluating({.num_attention_heads = 6, .num_key_value_heads = 2, .rotary = RotaryConfig{}});
+  const auto x = random_tensor<float, 3>({2, 12, E}, 1);
+  auto rubbish = x;
+  for (Index s = 3; s < 9; ++s)
+    for (Index e = 0; e < E; ++e) rubbish(0, s, e) = std::numeric_limits<float>::quiet_NaN();
+  auto cache = module.make_cache(2, 12);
+  (void)module.forward(rows_of(rubbish, 0, 9), attn::NoMask{}, cache);
+  cache.roll_back(0, 6);
+  const auto y = module.forward(rows_of(x, 9, 2), attn::NoMask{}, cache);
+  for (Index b = 0; b < 2; ++b) {  // each alone: 3 tokens before, or 9
+    const Index before = b == 0 ? 3 : 9;
+    auto alone = module.make_cache(1, 12);
+    (void)module.forward(slice(x, b, 0, before), attn::NoMask{}, alone);
+    EXPECT_LE(max_difference(slice(y, b, 0, 2), module.forward(slice(x, b, 9, 2), attn::NoMask{}, alone)), close) << "sequence " << b;
+  }
+}
+
 TEST(Cache, AnAdditiveMaskSpansTheKeysSoFar) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 9, E}, 1);
@@ -229,6 +248,15 @@ TEST(Cache, OverflowIsAnErrorThatChangesNothing) {
   expect_error([&] { return module.forward(x, Causal{}, cache); }, {"[attn::KvCache::append] capacity", "room for 5", "got 5 of 8"});
   EXPECT_EQ(contents(cache), before);
   EXPECT_NO_THROW((void)module.forward(rows_of(x, 0, 3), Causal{}, cache));
+}
+
+TEST(Cache, ARefusedCallIsNoCallOfDropout) {
+  const LlamaAttentionConfig config{.hidden_size = E, .num_attention_heads = 6};
+  const LlamaAttention<float> a(config), b(config);
+  const auto x = random_tensor<float, 3>({2, 5, E}, 1);
+  auto small = a.make_cache(2, 4), cache_a = a.make_cache(2, 5), cache_b = b.make_cache(2, 5);
+  expect_error([&] { return a.forward(x, Causal{}, small); }, {"[attn::KvCache::append] capacity"});
+  EXPECT_TRUE(same_bits(a.forward(x, Causal{}, cache_a), b.forward(x, Causal{}, cache_b)));
 }
 
 TEST(Cache, OfTheWrongShapeIsRefused) {

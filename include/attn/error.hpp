@@ -56,11 +56,18 @@ class Part {
   throw Error(text);
 }
 
-/// Throws unless `ok`.
 template <class... Parts>
-constexpr void require(bool ok, std::string_view function, const Parts&... parts) {
-  if (!ok) [[unlikely]]
-    fail(function, {Part(parts)...});
+#if defined(__GNUC__)
+[[gnu::cold, gnu::noinline]]  // out of the way of code that checks, and of compile time
+#endif
+[[noreturn]] void fail_with(std::string_view function, Parts... parts) {
+  fail(function, {Part(parts)...});
+}
+
+/// Throws unless `ok`. Parts go by value so that literals of all lengths share one instantiation.
+template <class... Parts>
+constexpr void require(bool ok, std::string_view function, Parts... parts) {
+  if (!ok) fail_with(function, parts...);
 }
 
 }  // namespace detail

@@ -26,6 +26,19 @@ struct LlamaAttentionConfig {
   std::uint64_t seed = 0;                  ///< of initial weights and dropout
 };
 
+/// A cache, or none: what `forward` takes as its last argument.
+template <Scalar T>
+class CacheRef {
+ public:
+  CacheRef() = default;
+  CacheRef(KvCache<T>& cache) : cache_(&cache) {}  // NOLINT: caches and pointers convert
+  CacheRef(KvCache<T>* cache) : cache_(cache) {}   // NOLINT
+  [[nodiscard]] KvCache<T>* get() const { return cache_; }
+
+ private:
+  KvCache<T>* cache_ = nullptr;
+};
+
 /// Output and attention weights, where both were asked for.
 template <Scalar T>
 struct LlamaAttentionResult {
@@ -119,44 +132,34 @@ class LlamaAttention {
   }
 
   /// y [B,S,E] of x [B,S,E].
-  /// Errors: another last dimension, a mask that does not broadcast.
+  ///
+  /// With a cache, x holds the S tokens that follow those it has, and they are appended. A query sees all that came before
+  /// it and, unless a mask says otherwise, all of x: pass Causal for a decoder.
+  /// Errors: another last dimension; a mask that does not broadcast; a cache that does not fit or has too little room
+  /// left, which is then as it was.
   template <class M = NoMask>
-  [[nodiscard]] Tensor<T, 3> forward(View<const T, 3> x, const M& mask = {}) const {
+  [[nodiscard]] Tensor<T, 3> forward(View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
     auto y = detail::make_tensor<T, 3>(x.shape());
-    run(y, x, mask, nullptr, {});
-    return y;
-  }
-
-  /// The same with the keys and values of the tokens so far: x holds the S tokens that follow them. They are appended.
-  /// A query sees all that came before it and, unless a mask says otherwise, all of x: pass Causal for a decoder.
-  /// Errors: besides, a cache that does not fit or has too little room left. The cache is then as it was.
-  template <class M>
-  [[nodiscard]] Tensor<T, 3> forward(View<const T, 3> x, const M& mask, KvCache<T>& cache) const {
-    auto y = detail::make_tensor<T, 3>(x.shape());
-    run(y, x, mask, &cache, {});
+    run(y, x, mask, cache.get(), {});
     return y;
   }
 
   /// The same, written into a tensor [B,S,E] of the caller's that does not overlap x.
   /// Errors: besides, another output shape.
   template <class M = NoMask>
-  void forward_into(View<T, 3> y, View<const T, 3> x, const M& mask = {}) const {
-    run(y, x, mask, nullptr, {});
-  }
-  template <class M>
-  void forward_into(View<T, 3> y, View<const T, 3> x, const M& mask, KvCache<T>& cache) const {
-    run(y, x, mask, &cache, {});
+  void forward_into(View<T, 3> y, View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
+    run(y, x, mask, cache.get(), {});
   }
 
-  /// The output and the attention weights [B,H,S,T], with or without a cache. It costs the memory of the weights.
+  /// The output and the attention weights [B,H,S,T]. It costs the memory of the weights.
   template <class M = NoMask>
   [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(View<const T, 3> x, const M& mask = {},
-                                                             KvCache<T>* cache = nullptr) const {
-    const Index keys = x.dimension(1) + (cache != nullptr ? cache->max_length() : 0);
+                                                             CacheRef<T> cache = {}) const {
+    const Index keys = x.dimension(1) + (cache.get() != nullptr ? cache.get()->max_length() : 0);
     LlamaAttentionResult<T> result{
         detail::make_tensor<T, 3>(x.shape()),
         detail::make_tensor<T, 4>({x.dimension(0), config_.num_attention_heads, x.dimension(1), keys})};
-    run(result.output, x, mask, cache, View<T, 4>(result.weights));
+    run(result.output, x, mask, cache.get(), View<T, 4>(result.weights));
     return result;
   }
 

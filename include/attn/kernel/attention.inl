@@ -37,7 +37,7 @@ struct AttentionPlan {
   }
   [[nodiscard]] Index tasks(const AttentionProblem<T>& p) const { return p.B * p.H * row_blocks; }
   [[nodiscard]] Index scratch() const {
-    return panels * Tiles::panel * (padded_d + padded_dv + 2) + Tiles::keys * Tiles::panel + Tiles::panel +
+    return panels * Tiles::panel * (padded_d + padded_dv + 2) + (Tiles::keys + 1) * Tiles::panel +
            (copies_v ? Tiles::keys * padded_dv : 0) + (low ? Tiles::keys * padded_d : 0);
   }
 };
@@ -85,36 +85,36 @@ void score_panel(A* s, const A* q, const A* k, Index k_stride, Index keys, Index
   }
 }
 
-/// One step of the online softmax, for N vectors of queries: s becomes p = exp(s - max), and `old` what earlier sums are
-/// multiplied by.
-template <class A, int N>
-void softmax_panel(A* s, Index keys, A* largest, A* sum, A* old) {
-  constexpr Index stride = AttentionTiles<A>::panel;
-  Vec<A> max[N], shift[N], total[N];
-  ATTN_UNROLL
-  for (int n = 0; n < N; ++n) max[n] = load(largest + n * lanes<A>);
-  for (Index t = 0; t < keys; ++t) {
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) max[n] = larger<A>(max[n], load(s + t * stride + n * lanes<A>));
-  }
-  ATTN_UNROLL
-  for (int n = 0; n < N; ++n) {
-    shift[n] = shift_of<A>(max[n]);
-    const Vec<A> factor = exp(load(largest + n * lanes<A>) - shift[n]);
-    total[n] = load(sum + n * lanes<A>) * factor;
-    store(old + n * lanes<A>, factor);
-    store(largest + n * lanes<A>, max[n]);
-  }
-  for (Index t = 0; t < keys; ++t) {
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) {
-      const Vec<A> p = exp(load(s + t * stride + n * lanes<A>) - shift[n]);
-      total[n] += p;
-      store(s + t * stride + n * lanes<A>, p);
+/// One step of the online softmax: s becomes p = exp(s - max), and `old` what earlier sums are multiplied by. Keys go in
+/// pairs, so that two chains of maxima and sums overlap (4.0 ns per 16 scores without, 2.9 with); s has room for one
+/// more.
+template <class A>
+void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) {
+  constexpr Index stride = AttentionTiles<A>::panel, pair = 2 * stride;
+  for (Index n = 0; n < vectors * lanes<A>; n += lanes<A>) {
+    A* const column = s + n;
+    A* const end = column + keys * stride;
+    if (keys % 2 != 0) store(end, splat(never<A>));
+    const Vec<A> before = load(largest + n);
+    Vec<A> max = before, max2 = before;
+    for (A* at = column; at < end; at += pair) {
+      max = larger<A>(max, load(at));
+      max2 = larger<A>(max2, load(at + stride));
     }
+    max = larger<A>(max, max2);
+    const Vec<A> shift = shift_of<A>(max), factor = exp(before - shift);
+    Vec<A> total = load(sum + n) * factor, total2 = {};
+    for (A* at = column; at < end; at += pair) {
+      const Vec<A> p = exp(load(at) - shift), p2 = exp(load(at + stride) - shift);
+      total += p;
+      total2 += p2;
+      store(at, p);
+      store(at + stride, p2);
+    }
+    store(largest + n, max);
+    store(sum + n, total + total2);
+    store(old + n, factor);
   }
-  ATTN_UNROLL
-  for (int n = 0; n < N; ++n) store(sum + n * lanes<A>, total[n]);
 }
 
 /// y[row][0..N vectors) = y * old + p v, R rows at a time.
@@ -141,12 +141,11 @@ template <class A>
 void value_panel(A* y, Index y_stride, const A* p, const A* v, Index v_stride, Index keys, Index rows, const A* old) {
   constexpr bool wide = ATTN_VECTOR_REGISTERS == 32;  // accumulators: 24 of 32 registers, or 12 of 16
   constexpr Index panel = AttentionTiles<A>::panel;
-  constexpr int three = panel % 4 == 0 ? 4 : 3, one = panel < 12 ? 6 : 12;  // they divide the panel
+  constexpr int one = panel < 12 ? 6 : 12;  // rows divide the panel
   for (Index c = 0; c < y_stride;) {
     const Index left = (y_stride - c) / lanes<A>;
-    const Index n = left == 5 || left == 3 ? 3 : std::min<Index>(left, 4);  // 5 is better 3 + 2 than 4 + 1
+    const Index n = left >= 4 ? 4 : left >= 2 ? 2 : 1;
     if (n == 4) value_columns<A, wide ? 6 : 3, 4>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
-    if (n == 3) value_columns<A, wide && panel % 8 == 0 ? 8 : three, 3>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
     if (n == 2) value_columns<A, wide && panel % 12 == 0 ? 12 : 6, 2>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
     if (n == 1) value_columns<A, one, 1>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
     c += n * lanes<A>;
@@ -312,9 +311,7 @@ struct AttentionTask {
         bool masked = false;
         if (!scores(t, row, block, masked)) continue;
         const Index keys = block.last.key - block.first.key + 1, count = std::min(Tiles::panel, rows - row);
-        if (count > 2 * lanes<A>) softmax_panel<A, 3>(s, keys, largest + row, sum + row, old);
-        else if (count > lanes<A>) softmax_panel<A, 2>(s, keys, largest + row, sum + row, old);
-        else softmax_panel<A, 1>(s, keys, largest + row, sum + row, old);
+        softmax_panel(s, keys, (count + lanes<A> - 1) / lanes<A>, largest + row, sum + row, old);
         if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
         Index stride = 0;
         const A* const values = v.at(t, block.first.key, block.last.key, stride);

@@ -69,10 +69,35 @@ void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index 
   }
 }
 
-/// y[row][0..N vectors) = y * old[row] + p v for R rows; those past `rows` repeat the last and are not stored.
+/// One line of scores becomes p = exp(s - max), its end padded with `never`; the row's maximum and sum go on, and the
+/// factor for what was summed before is returned.
+template <class A>
+A softmax_line(A* line, Index keys, A& largest, A& sum) {
+  constexpr Index n = lanes<A>;
+  const Index padded = (keys + n - 1) / n * n;
+  for (Index i = keys; i < padded; ++i) line[i] = never<A>;
+  Vec<A> max = splat(largest);
+  for (Index i = 0; i < padded; i += n) max = larger<A>(max, load(line + i));
+  A most = largest;
+  for (Index i = 0; i < n; ++i) most = max[i] > most ? max[i] : most;
+  const Vec<A> shift = shift_of<A>(splat(most)), factor = exp(splat(largest) - shift);
+  Vec<A> total = {};
+  for (Index i = 0; i < padded; i += n) {
+    const Vec<A> p = exp(load(line + i) - shift);
+    total += p;
+    store(line + i, p);
+  }
+  A added = 0;
+  for (Index i = 0; i < n; ++i) added += total[i];
+  sum = sum * factor[0] + added;
+  largest = most;
+  return factor[0];
+}
+
+/// y[row][0..N vectors) = y * old[row] + p v for up to R rows; those past `rows` repeat the last and are not stored.
 template <class A, int R, int N>
-ATTN_INLINE void value_rows(A* y, Index y_stride, const A* p, Index p_stride, const A* v, Index v_stride, Index keys,
-                            Index rows, const A* old, Index old_stride) {
+void value_rows(A* y, Index y_stride, const A* p, Index p_stride, const A* v, Index v_stride, Index keys, Index rows,
+                const A* old) {
   RowPointers<A, R> a;
   Vec<A> acc[R][N];
   ATTN_UNROLL
@@ -80,7 +105,7 @@ ATTN_INLINE void value_rows(A* y, Index y_stride, const A* p, Index p_stride, co
     const Index row = std::min<Index>(r, rows - 1);
     a.row[r] = p + row * p_stride;
     ATTN_UNROLL
-    for (int n = 0; n < N; ++n) acc[r][n] = load(y + row * y_stride + n * lanes<A>) * old[row * old_stride];
+    for (int n = 0; n < N; ++n) acc[r][n] = load(y + row * y_stride + n * lanes<A>) * old[row];
   }
   multiply<A, R, N>(acc, a, v, v_stride, keys);
   ATTN_UNROLL
@@ -105,8 +130,8 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
   A* const y = sum + plan.rows;
   A* const q = scratch;
   A* const s = q + plan.rows * plan.padded_d;  // [row][step]
-  A* const old = s + plan.rows * step;         // [row], spread over a vector each
-  A* const copies = old + plan.rows * n;
+  A* const old = s + plan.rows * step;         // [row]
+  A* const copies = old + (plan.rows + n - 1) / n * n;
   StepRows<T> k{p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d,
                 Plan::low || plan.padded_d != p.D ? copies : nullptr};
   StepRows<T> v{p.v.at(b, g, 0), p.v.row, p.Dv, Dv, plan.copies_v ? copies + step * plan.padded_d : nullptr};
@@ -144,55 +169,29 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
     const A* const key = k.at(t, first, last, stride);
     score_rows(s, step, q, plan.rows, key, stride, keys, plan.padded_d, p.scale);
 
-    const Index padded = (keys + n - 1) / n * n;
     for (Index r = 0; r < plan.rows; ++r) {
       A* const line = s + r * step;
       const Index h = g * heads + r / p.S;
       const Position at = p.position(b, h, r % p.S, first);
-      for (Index i = 0; i < padded; i += n) {
+      for (Index i = 0; i < keys; i += n) {
         Position from = at;
         from.key += static_cast<std::int32_t>(i);
         const auto rest = static_cast<std::int32_t>(keys - 1 - i);
         if (masked) apply_line<true, Along::keys, n>(line + i, rest, from, mask, score);
         else if constexpr (!std::is_same_v<F, NoScore>) apply_line<false, Along::keys, n>(line + i, rest, from, mask, score);
       }
-      for (Index i = keys; i < padded; ++i) line[i] = never<A>;
-
-      Vec<A> max = splat(largest[r]);
-      for (Index i = 0; i < padded; i += n) max = larger<A>(max, load(line + i));
-      A most = largest[r];
-      for (Index i = 0; i < n; ++i) most = max[i] > most ? max[i] : most;
-      const Vec<A> shift = shift_of<A>(splat(most));
-      const Vec<A> factor = exp(splat(largest[r]) - shift);
-      Vec<A> total = {};
-      for (Index i = 0; i < padded; i += n) {
-        const Vec<A> weight = exp(load(line + i) - shift);
-        total += weight;
-        store(line + i, weight);
-      }
-      A added = 0;
-      for (Index i = 0; i < n; ++i) added += total[i];
-      sum[r] = sum[r] * factor[0] + added;
-      largest[r] = most;
-      store(old + r * n, factor);
+      old[r] = softmax_line(line, keys, largest[r], sum[r]);
       if (p.dropout.active()) drop(line, 1, step, keys, 1, p.dropout, at, b * p.H + h);
     }
 
+    constexpr int N = ATTN_VECTOR_REGISTERS == 32 ? 4 : 2;
     const A* const value = v.at(t, first, last, stride);
     for (Index r = 0; r < plan.rows; r += 4)
       for (Index c = 0; c < Dv;) {
-        const Index rows = plan.rows - r;
-        A* const to = y + r * Dv + c;
-        const A* const weight = s + r * step;
-        const A* const from = value + c;
-        if (Dv - c >= 4 * n) {
-          if (rows == 1) value_rows<A, 1, 4>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
-          else value_rows<A, 4, ATTN_VECTOR_REGISTERS == 32 ? 4 : 2>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
-          c += rows == 1 || ATTN_VECTOR_REGISTERS == 32 ? 4 * n : 2 * n;
-        } else {
-          value_rows<A, 4, 1>(to, Dv, weight, step, from, stride, keys, rows, old + r * n, n);
-          c += n;
-        }
+        const bool wide = Dv - c >= N * n;
+        (wide ? value_rows<A, 4, N> : value_rows<A, 4, 1>)(y + r * Dv + c, Dv, s + r * step, step, value + c, stride,
+                                                           keys, plan.rows - r, old + r);
+        c += wide ? N * n : n;
       }
   }
 }
