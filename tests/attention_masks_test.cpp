@@ -27,16 +27,20 @@ TEST(AttentionMask, causal_top_left) {
                      [](Position at) { return only_if(at.key <= at.row); });
 }
 
+struct Window {
+  Index width, ahead;
+};
+
 TEST(AttentionMask, sliding_window) {
-  const std::array<std::array<Index, 2>, 6> widths{{{1, 0}, {5, 0}, {64, 0}, {3, 4}, {1, 100}, {100000, 2}}};
   unsigned seed = 400;
-  for (const auto& [width, ahead] : widths)
+  for (const Window w : {Window{1, 0}, {5, 0}, {64, 0}, {3, 4}, {1, 100}, {100000, 2}})
     for (const Sizes& n : many_sizes()) {
-      SCOPED_TRACE(testing::Message() << "window " << width << ", ahead " << ahead);
-      expect_attention(random_inputs<float>(n, ++seed), attn::SlidingWindow(width, ahead), NoScore{}, [=](Position at) {
-        const Index query = at.row + n.T - n.S;
-        return only_if(query - width < at.key && at.key <= query + ahead);
-      });
+      SCOPED_TRACE(testing::Message() << "window " << w.width << ", ahead " << w.ahead);
+      expect_attention(random_inputs<float>(n, ++seed), attn::SlidingWindow(w.width, w.ahead), NoScore{},
+                       [=](Position at) {
+                         const Index query = at.row + n.T - n.S;
+                         return only_if(query - w.width < at.key && at.key <= query + w.ahead);
+                       });
     }
 }
 

@@ -200,13 +200,13 @@ TEST_F(AttentionForms, outputs_struct_writes_what_it_has_room_for) {
   outputs.output = out;
   outputs.log_sum_exp = log_sum_exp;
   scaled_dot_product_attention_into(outputs, in.q, in.k, in.v, Causal{});
-  expect_close("output", out, oracle.exact.output, oracle.in_float.output);
-  expect_close("log_sum_exp", log_sum_exp, oracle.exact.log_sum_exp, oracle.in_float.log_sum_exp);
+  expect_close("output", out, oracle, &Answer::output);
+  expect_close("log_sum_exp", log_sum_exp, oracle, &Answer::log_sum_exp);
   EXPECT_EQ(weights(0, 0, 0, 0), 42.F);
 
   outputs.weights = weights;
   scaled_dot_product_attention_into(outputs, in.q, in.k, in.v, Causal{});
-  expect_close("weights", weights, oracle.exact.weights, oracle.in_float.weights);
+  expect_close("weights", weights, oracle, &Answer::weights);
 }
 
 TEST_F(AttentionForms, empty_results_of_every_kind) {
@@ -269,7 +269,7 @@ TEST(AttentionStrides, heads_split_by_strides_in_and_out) {
     };
     const Inputs<float> packed{n, move_heads(q, n.H), move_heads(k, n.G), move_heads(v, n.G)};
     const auto oracle = ask_oracle(packed, plain_causal(n), same_score, {});
-    expect_close("output", move_heads(y, n.H), oracle.exact.output, oracle.in_float.output);
+    expect_close("output", move_heads(y, n.H), oracle, &Answer::output);
   }
 }
 
@@ -307,7 +307,7 @@ TEST(AttentionStrides, gaps_are_neither_read_nor_written) {
     y.for_each_element(
         [&](Index b, Index h, Index s, Index d) { got(b, h, s, d) = std::exchange(y.view(b, h, s, d), sentinel); });
     const auto oracle = ask_oracle(in, plain_causal(n), same_score, {});
-    expect_close("output", got, oracle.exact.output, oracle.in_float.output);
+    expect_close("output", got, oracle, &Answer::output);
     EXPECT_EQ(std::count(y.memory.begin(), y.memory.end(), sentinel), std::ssize(y.memory)) << "written into a gap";
   }
 }
@@ -326,7 +326,7 @@ TEST(AttentionStrides, one_key_may_serve_every_token_and_one_head_every_batch_en
     std::copy_n(v.data(), v.size(), in.v.data() + i * v.size());
   }
   const auto oracle = ask_oracle(in, keep_all, same_score, {});
-  expect_close("output", got, oracle.exact.output, oracle.in_float.output);
+  expect_close("output", got, oracle, &Answer::output);
 }
 
 }  // namespace

@@ -235,26 +235,31 @@ TEST_F(BadInput, padding_lengths_below_zero_or_past_the_keys) {
   EXPECT_TRUE(reads(refusal(Padding(long_one)), {fn, "Padding", "expected lengths from 0 to 5", "got 6"}));
 }
 TEST_F(BadInput, window_of_zero_or_less) {
-  EXPECT_TRUE(reads(error_of([] { SlidingWindow(0); }), {"[attn::SlidingWindow] ", "expected at least 1", "got 0"}));
-  EXPECT_TRUE(reads(error_of([] { SlidingWindow(-3); }), {"[attn::SlidingWindow] ", "expected at least 1", "got -3"}));
-  EXPECT_TRUE(
-      reads(error_of([] { SlidingWindow(std::numeric_limits<Index>::min()); }), {"[attn::SlidingWindow] ", "got -9"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(0)); }),
+                    {"[attn::SlidingWindow] ", "expected at least 1", "got 0"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(-3)); }),
+                    {"[attn::SlidingWindow] ", "expected at least 1", "got -3"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(std::numeric_limits<Index>::min())); }),
+                    {"[attn::SlidingWindow] ", "got -9"}));
 }
 TEST_F(BadInput, window_with_less_than_no_key_ahead) {
-  EXPECT_TRUE(reads(error_of([] { SlidingWindow(4, -1); }),
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(4, -1)); }),
                     {"[attn::SlidingWindow] ", "ahead", "expected at least 0", "got -1"}));
 }
 
 // ---- Scores -----------------------------------------------------------------------------------------------------
 
 TEST_F(BadInput, soft_cap_that_is_not_a_positive_number) {
-  EXPECT_TRUE(reads(error_of([] { SoftCap(0.F); }), {"[attn::SoftCap] ", "expected a positive number", "got 0"}));
-  EXPECT_TRUE(reads(error_of([] { SoftCap(-2.5F); }), {"[attn::SoftCap] ", "expected a positive number", "got -2.5"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SoftCap(0.F)); }),
+                    {"[attn::SoftCap] ", "expected a positive number", "got 0"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(SoftCap(-2.5F)); }),
+                    {"[attn::SoftCap] ", "expected a positive number", "got -2.5"}));
   for (const float cap : {NAN, INFINITY, -INFINITY})
-    EXPECT_TRUE(reads(error_of([=] { SoftCap{cap}; }), {"[attn::SoftCap] ", "expected a positive number", "got "}));
+    EXPECT_TRUE(reads(error_of([=] { static_cast<void>(SoftCap(cap)); }),
+                      {"[attn::SoftCap] ", "expected a positive number", "got "}));
 }
 TEST_F(BadInput, alibi_without_heads_or_for_other_heads) {
-  EXPECT_TRUE(reads(error_of([] { Alibi(0); }), {"[attn::Alibi] ", "expected at least 1", "got 0"}));
+  EXPECT_TRUE(reads(error_of([] { static_cast<void>(Alibi(0)); }), {"[attn::Alibi] ", "expected at least 1", "got 0"}));
   EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(2)), {fn, "Alibi", "expected slopes for 4 heads", "got 2"}));
 }
 TEST_F(BadInput, score_bias_that_does_not_broadcast_alone_or_in_a_chain) {

@@ -56,10 +56,9 @@ struct AttentionSizes {
 };
 
 /// All checks of scaled_dot_product_attention, before any work.
-template <Scalar X, class M, class F>
+template <Scalar X>
 AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
-                               const M& mask, const F& score, const AttentionOptions& options,
-                               const AttentionOutputs<X>& out) {
+                               const AttentionOptions& options, const AttentionOutputs<X>& out) {
   const AttentionSizes n{q.dimension(0), q.dimension(1), k.dimension(1), q.dimension(2),
                          k.dimension(2), q.dimension(3), v.dimension(3)};
   require_shape(fn, "k [B,G,T,D]", k, {n.B, n.G, n.T, n.D});
@@ -80,9 +79,6 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
     require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a 32-bit position, got ", start);
-  if constexpr (HasCheck<M>) mask.check(fn, n.B, n.H, n.S, n.T);
-  if constexpr (HasCheck<F>) score.check(fn, n.B, n.H, n.S, n.T);
-
   require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
   require(out.output.stride(3) == 1 || n.Dv <= 1, fn, "output, expected a contiguous last axis");
   if (out.log_sum_exp.data() != nullptr) {
@@ -93,6 +89,16 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
     require_shape(fn, "weights [B,H,S,T]", out.weights, {n.B, n.H, n.S, n.T});
     require(is_packed(out.weights), fn, "weights, expected a packed tensor");
   }
+  return n;
+}
+
+template <Scalar X, class M, class F>
+AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
+                               const M& mask, const F& score, const AttentionOptions& options,
+                               const AttentionOutputs<X>& out) {
+  const AttentionSizes n = check_attention(fn, q, k, v, options, out);
+  if constexpr (HasCheck<M>) mask.check(fn, n.B, n.H, n.S, n.T);
+  if constexpr (HasCheck<F>) score.check(fn, n.B, n.H, n.S, n.T);
   return n;
 }
 
@@ -112,35 +118,40 @@ template <Scalar X>
           options.query_start.empty() ? nullptr : options.query_start.data()};
 }
 
+/// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
+template <class Kernels, class Stored, class Rules>
+void run_attention(const kernel::AttentionProblem<Stored>& p, const Rules& rules) {
+  using A = kernel::AccumulatorOf<Stored>;
+  const double work = static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
+  const Workspace::Frame frame;
+  if (Kernels::template Decode<Stored>::fits(p)) {
+    const typename Kernels::template Decode<Stored> plan(p);
+    const Index tasks = plan.tasks(p), room = plan.scratch();
+    auto* const partials = frame.take<A>(tasks * plan.partial());
+    const int threads = lanes(tasks, work);
+    auto* const scratch = frame.take<A>(std::max(threads, 1) * room);
+    for_each_task(tasks, threads, [&](Index task, int lane) {
+      Kernels::decode(p, plan, rules, task, partials, scratch + lane * room);
+    });
+    for (Index row = 0; row < p.B * p.H * p.S; ++row) Kernels::join(p, plan, row, partials, scratch);
+  } else {
+    const typename Kernels::template Attention<Stored> plan(p);
+    const Index tasks = plan.tasks(p), room = plan.scratch();
+    const int threads = lanes(tasks, work);
+    auto* const scratch = frame.take<A>(threads * room);
+    for_each_task(tasks, threads, [&](Index task, int lane) {
+      Kernels::attention(p, plan, rules, task, scratch + lane * room);
+    });
+  }
+}
+
 template <Scalar X, Mask M, class F>
 void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   const auto problem = attention_problem(n, q, k, v, options, out);
-  using Stored = kernel::Stored<X>;
-  const double work = static_cast<double>(n.B * n.H * n.S) * static_cast<double>(n.T) * static_cast<double>(n.D + n.Dv);
   kernel::dispatch([&](auto kernels) {
-    using Kernels = decltype(kernels);
-    const Workspace::Frame frame;
-    if (Kernels::template Decode<Stored>::fits(problem)) {
-      const typename Kernels::template Decode<Stored> plan(problem);
-      const Index tasks = plan.tasks(problem), joins = n.B * n.H * n.S, room = plan.scratch();
-      auto* const partials = frame.take<Accumulator<X>>(tasks * plan.partial());
-      const int threads = lanes(tasks, work);
-      auto* const scratch = frame.take<Accumulator<X>>(std::max(threads, 1) * room);
-      for_each_task(tasks, threads, [&](Index task, int lane) {
-        kernels.decode(problem, plan, mask, score, task, partials, scratch + lane * room);
-      });
-      for (Index row = 0; row < joins; ++row) kernels.join(problem, plan, row, partials, scratch);
-    } else {
-      const typename Kernels::template Attention<Stored> plan(problem);
-      const Index tasks = plan.tasks(problem), room = plan.scratch();
-      const int threads = lanes(tasks, work);
-      auto* const scratch = frame.take<Accumulator<X>>(threads * room);
-      for_each_task(tasks, threads, [&](Index task, int lane) {
-        kernels.attention(problem, plan, mask, score, task, scratch + lane * room);
-      });
-    }
+    run_attention<decltype(kernels)>(problem, kernels.template rules<Accumulator<X>>(mask, score));
   });
 }
 

@@ -50,7 +50,7 @@ class Part {
   std::string text_;
 };
 
-[[noreturn]] inline void fail(std::string_view function, std::initializer_list<Part> parts) {
+[[noreturn]] inline void raise(std::string_view function, std::initializer_list<Part> parts) {
   std::string text = "[attn::" + std::string(function) + "] ";
   for (const Part& part : parts) text += part.text();
   throw Error(text);
@@ -60,14 +60,14 @@ template <class... Parts>
 #if defined(__GNUC__)
 [[gnu::cold, gnu::noinline]]  // out of the way of code that checks, and of compile time
 #endif
-[[noreturn]] void fail_with(std::string_view function, Parts... parts) {
-  fail(function, {Part(parts)...});
+[[noreturn]] void fail(std::string_view function, Parts... parts) {
+  raise(function, {Part(parts)...});
 }
 
 /// Throws unless `ok`. Parts go by value so that literals of all lengths share one instantiation.
 template <class... Parts>
 constexpr void require(bool ok, std::string_view function, Parts... parts) {
-  if (!ok) fail_with(function, parts...);
+  if (!ok) fail(function, parts...);
 }
 
 }  // namespace detail

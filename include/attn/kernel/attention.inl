@@ -169,42 +169,74 @@ void drop(A* p, Index key_stride, Index row_stride, Index keys, Index rows, cons
     }
 }
 
-enum class Along { rows, keys };
+/// A mask and a score function as the loops below see them: three functions, called once per block of scores. Only these
+/// are compiled for each mask and score function; within them a user's callable is inlined and becomes vectors.
+template <class A>
+struct Rules {
+  const void *mask, *score;
+  Coverage (*cover)(const Rules&, const Block&);
+  void (*panel)(const Rules&, A* s, Index keys, Index rows, Position first, bool masked);  // s[key][query]
+  void (*line)(const Rules&, A* s, Index keys, Position first, bool masked);               // s[key] of one query
+  bool scores;  // whether there is a score function, so that even blocks kept in full must pass through
+};
 
-/// The score function and the mask on `n` scores in a line, from the position `first` on along rows or keys. Those past
-/// `last` repeat its position: they are not used.
-template <bool masked, Along along, int n, class A, class M, class F>
-ATTN_INLINE void apply_line(A* s, std::int32_t last, Position first, const M& mask, const F& score) {
-  A x[n];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
-  __builtin_memcpy(x, s, sizeof x);
-  for (std::int32_t i = 0; i < n; ++i) {
-    const std::int32_t step = i < last ? i : last;
-    Position at = first;
-    if constexpr (along == Along::rows) at.row += step, at.query += step;
-    else at.key += step;
-    A value = x[i];
-    if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
-    if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
-    if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
-    if constexpr (masked) value = mask.keep(at) ? value : never<A>;
-    x[i] = value;
+template <class A, class M, class F>
+struct RulesOf {
+  static Coverage cover(const Rules<A>& rules, const Block& block) {
+    return static_cast<const M*>(rules.mask)->cover(block);
   }
-  __builtin_memcpy(s, x, sizeof x);
-}
+  static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
+    constexpr int width = AttentionTiles<A>::panel;
+    const auto last = static_cast<std::int32_t>(rows - 1);
+    for (Index t = 0; t < keys; ++t, ++first.key) {
+      if (masked) apply<true, 1, 0, width>(rules, s + t * width, last, first);
+      else apply<false, 1, 0, width>(rules, s + t * width, last, first);
+    }
+  }
+  static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
+    constexpr int width = lanes<A>;
+    for (Index t = 0; t < keys; t += width, first.key += width) {
+      const auto last = static_cast<std::int32_t>(keys - 1 - t);
+      if (masked) apply<true, 0, 1, width>(rules, s + t, last, first);
+      else apply<false, 0, 1, width>(rules, s + t, last, first);
+    }
+  }
 
-/// The same on s[key][query].
-template <bool masked, class A, class M, class F>
-void apply_panel(A* s, Index keys, Index rows, Position first, const M& mask, const F& score) {
-  constexpr int panel = AttentionTiles<A>::panel;
-  for (Index t = 0; t < keys; ++t, ++first.key)
-    apply_line<masked, Along::rows, panel>(s + t * panel, static_cast<std::int32_t>(rows - 1), first, mask, score);
+ private:
+  /// The score function and the mask on n scores, each a row or a key further than the one before. Those past `last`
+  /// repeat its position: they are not used.
+  template <bool masked, int row_step, int key_step, int n>
+  static ATTN_INLINE void apply(const Rules<A>& rules, A* s, std::int32_t last, Position first) {
+    const M& mask = *static_cast<const M*>(rules.mask);
+    const F& score = *static_cast<const F*>(rules.score);
+    A x[n];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
+    __builtin_memcpy(x, s, sizeof x);
+    for (std::int32_t i = 0; i < n; ++i) {
+      const std::int32_t step = i < last ? i : last;
+      const Position at{first.batch, first.head, first.row + row_step * step, first.query + row_step * step,
+                        first.key + key_step * step};
+      A value = x[i];
+      if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
+      if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
+      if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
+      if constexpr (masked) value = mask.keep(at) ? value : never<A>;
+      x[i] = value;
+    }
+    __builtin_memcpy(s, x, sizeof x);
+  }
+};
+
+template <class A, class M, class F>
+Rules<A> rules_of(const M& mask, const F& score) {
+  using Of = RulesOf<A, M, F>;
+  return {&mask, &score, Of::cover, Of::panel, Of::line, !std::is_same_v<F, NoScore>};
 }
 
 /// What of a block of scores is worth computing: keys that the mask calls empty are cut off at both ends, by bisection,
 /// so that padding is never read and a causal block ends at its last live key. Returns false where nothing is left.
-template <class M>
-bool trim(const M& mask, Block& block, bool& masked) {
-  const Coverage coverage = mask.cover(block);
+template <class A>
+bool trim(const Rules<A>& rules, Block& block, bool& masked) {
+  const Coverage coverage = rules.cover(rules, block);
   masked = coverage == Coverage::mixed;
   if (!masked) return coverage == Coverage::full;
   std::int32_t low = block.first.key, high = block.last.key + 1;
@@ -212,7 +244,7 @@ bool trim(const M& mask, Block& block, bool& masked) {
     const std::int32_t middle = low + (high - low) / 2;
     Block rest = block;
     rest.first.key = middle;
-    if (mask.cover(rest) == Coverage::empty) high = middle;
+    if (rules.cover(rules, rest) == Coverage::empty) high = middle;
     else low = middle + 1;
   }
   block.last.key = high - 1;
@@ -221,7 +253,7 @@ bool trim(const M& mask, Block& block, bool& masked) {
     const std::int32_t middle = low + (high - low) / 2;
     Block rest = block;
     rest.last.key = middle;
-    if (mask.cover(rest) == Coverage::empty) low = middle + 1;
+    if (rules.cover(rules, rest) == Coverage::empty) low = middle + 1;
     else high = middle;
   }
   block.first.key = low;
@@ -263,23 +295,21 @@ struct StepRows {
 };
 
 /// Up to block_rows queries of one head against all its keys.
-template <class T, class M, class F>
+template <class T>
 struct AttentionTask {
   using A = AccumulatorOf<T>;
   using Tiles = AttentionTiles<A>;
   using Plan = AttentionPlan<T>;
 
   const AttentionProblem<T>& p;
-  const M& mask;
-  const F& score;
+  const Rules<A>& rules;
   const Plan& plan;
   Index b, h, g, first_row, rows;
   A *q, *y, *largest, *sum, *s, *old;
   StepRows<T> k, v;
 
-  AttentionTask(const AttentionProblem<T>& problem, const M& mask_, const F& score_, const Plan& plan_, Index task,
-                A* scratch)
-      : p(problem), mask(mask_), score(score_), plan(plan_) {
+  AttentionTask(const AttentionProblem<T>& problem, const Rules<A>& rules_, const Plan& plan_, Index task, A* scratch)
+      : p(problem), rules(rules_), plan(plan_) {
     const Index block = plan.row_blocks - 1 - task / (p.B * p.H);  // under a causal mask the last rows cost most
     b = task % (p.B * p.H) / p.H;
     h = task % p.H;
@@ -327,7 +357,7 @@ struct AttentionTask {
     const Index count = std::min(Tiles::panel, rows - row);
     block = {p.position(b, h, first_row + row, t),
              p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
-    if (!trim(mask, block, masked)) return false;
+    if (!trim(rules, block, masked)) return false;
     // The next step's keys and values come nearer while this one is computed: each panel asks for its share.
     const Index share = Tiles::keys / plan.panels, ahead = t + Tiles::keys + row / Tiles::panel * share;
     k.prefetch_rows(ahead, std::min(ahead + share, p.T_));
@@ -339,8 +369,7 @@ struct AttentionTask {
     if (count > 2 * lanes<A>) score_panel<A, 3>(s, panel, from, stride, keys, p.D, p.scale);
     else if (count > lanes<A>) score_panel<A, 2>(s, panel, from, stride, keys, p.D, p.scale);
     else score_panel<A, 1>(s, panel, from, stride, keys, p.D, p.scale);
-    if (masked) apply_panel<true>(s, keys, count, block.first, mask, score);
-    else if constexpr (!std::is_same_v<F, NoScore>) apply_panel<false>(s, keys, count, block.first, mask, score);
+    if (masked || rules.scores) rules.panel(rules, s, keys, count, block.first, masked);
     return true;
   }
 

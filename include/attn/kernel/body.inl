@@ -19,19 +19,24 @@ struct Kernels {
   static void softmax(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
     softmax_row(x, y, n, scratch);
   }
+  template <class A, class M, class F>
+  static Rules<A> rules(const M& mask, const F& score) {
+    return rules_of<A>(mask, score);
+  }
   template <class T>
   using Attention = AttentionPlan<T>;
-  template <class T, class M, class F>
-  static void attention(const AttentionProblem<T>& problem, const AttentionPlan<T>& plan, const M& mask, const F& score,
-                        Index task, AccumulatorOf<T>* scratch) {
-    AttentionTask<T, M, F>(problem, mask, score, plan, task, scratch).run();
+  template <class T>
+  static void attention(const AttentionProblem<T>& problem, const AttentionPlan<T>& plan,
+                        const Rules<AccumulatorOf<T>>& rules, Index task, AccumulatorOf<T>* scratch) {
+    AttentionTask<T>(problem, rules, plan, task, scratch).run();
   }
   template <class T>
   using Decode = DecodePlan<T>;
-  template <class T, class M, class F>
-  static void decode(const AttentionProblem<T>& problem, const DecodePlan<T>& plan, const M& mask, const F& score,
-                     Index task, AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
-    decode_task(problem, plan, mask, score, task, partials, scratch);
+  template <class T>
+  static void decode(const AttentionProblem<T>& problem, const DecodePlan<T>& plan,
+                     const Rules<AccumulatorOf<T>>& rules, Index task, AccumulatorOf<T>* partials,
+                     AccumulatorOf<T>* scratch) {
+    decode_task(problem, plan, rules, task, partials, scratch);
   }
   template <class T>
   static void join(const AttentionProblem<T>& problem, const DecodePlan<T>& plan, Index task,

@@ -117,9 +117,9 @@ void value_rows(A* y, Index y_stride, const A* p, Index p_stride, const A* v, In
 }
 
 /// All rows that read one key/value head, against one chunk of its keys.
-template <class T, class M, class F>
-void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const M& mask, const F& score, Index task,
-                 AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
+template <class T>
+void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const Rules<AccumulatorOf<T>>& rules,
+                 Index task, AccumulatorOf<T>* partials, AccumulatorOf<T>* scratch) {
   using A = AccumulatorOf<T>;
   using Plan = DecodePlan<T>;
   constexpr Index step = Plan::step, n = lanes<A>;
@@ -152,7 +152,7 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
     for (Index h = 0; h < heads; ++h) {
       Block block{p.position(b, g * heads + h, 0, t), p.position(b, g * heads + h, p.S - 1, std::min(t + step, end) - 1)};
       bool mixed = false;
-      if (!trim(mask, block, mixed)) {
+      if (!trim(rules, block, mixed)) {
         masked = true;
         continue;
       }
@@ -173,13 +173,7 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
       A* const line = s + r * step;
       const Index h = g * heads + r / p.S;
       const Position at = p.position(b, h, r % p.S, first);
-      for (Index i = 0; i < keys; i += n) {
-        Position from = at;
-        from.key += static_cast<std::int32_t>(i);
-        const auto rest = static_cast<std::int32_t>(keys - 1 - i);
-        if (masked) apply_line<true, Along::keys, n>(line + i, rest, from, mask, score);
-        else if constexpr (!std::is_same_v<F, NoScore>) apply_line<false, Along::keys, n>(line + i, rest, from, mask, score);
-      }
+      if (masked || rules.scores) rules.line(rules, line, keys, at, masked);
       old[r] = softmax_line(line, keys, largest[r], sum[r]);
       if (p.dropout.active()) drop(line, 1, step, keys, 1, p.dropout, at, b * p.H + h);
     }

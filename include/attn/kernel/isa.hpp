@@ -79,7 +79,7 @@ inline Isa checked_isa(std::string_view function, std::string_view name) {
     known += known.empty() ? "" : ", ";
     known += isa_name(isa);
   }
-  fail(function, {"instruction set, expected one that this CPU has (", std::string_view(known), "), got ", name});
+  fail(function, "instruction set, expected one that this CPU has (", std::string_view(known), "), got ", name);
 }
 
 inline std::atomic<Isa>& chosen_isa() {

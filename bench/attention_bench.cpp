@@ -1,0 +1,76 @@
+// attn::scaled_dot_product_attention on heads of [B,S,E] tensors, as the module has them. Causal attention is counted as
+// half the work of full attention.
+#include <vector>
+
+#include "support.hpp"
+
+namespace attn_bench {
+namespace {
+
+using View4 = View<const float, 4>;
+
+template <class M, class F>
+bool check_attention(View4 q, View4 k, View4 v, const M& mask, const F& score, View4 y) {
+  const Index B = q.dimension(0), H = q.dimension(1), S = q.dimension(2);
+  for (Index i = 0; i < 12; ++i) {
+    const Index b = i % B, h = i * 5 % H, s = i < 2 ? i * (S - 1) : i * 7919 % S;
+    const auto row = attention_row(q, k, v, mask, score, b, h, s);
+    for (Index d = 0; d < v.dimension(3); ++d)
+      if (!(std::abs(row(0, 0, 0, d) - double{y(b, h, s, d)}) <= 1e-5)) return false;
+  }
+  return true;
+}
+
+template <class M, class F = attn::NoScore>
+void time_attention(benchmark::State& state, double work, const M& mask, const F& score = {}) {
+  const Index B = state.range(0), S = state.range(1), E = state.range(2), H = state.range(3);
+  const auto q = random<3>({B, S, E}, 1), k = random<3>({B, S, E}, 2), v = random<3>({B, S, E}, 3);
+  Tensor<float, 3> y(B, S, E);
+  const View4 heads[] = {attn::split_heads(q, H), attn::split_heads(k, H), attn::split_heads(v, H)};
+  const auto run = [&] {
+    attn::scaled_dot_product_attention_into(attn::split_heads(y, H), heads[0], heads[1], heads[2], mask, score);
+  };
+  run();
+  if (!check_attention(heads[0], heads[1], heads[2], mask, score, attn::split_heads(y, H)))
+    return state.SkipWithError("wrong result");
+  for (auto _ : state) {
+    run();
+    benchmark::DoNotOptimize(y.data());
+  }
+  count_operations(state, work * 4.0 * static_cast<double>(B * S * S * E));
+}
+
+void full(benchmark::State& state) { time_attention(state, 1.0, attn::NoMask{}); }
+void causal(benchmark::State& state) { time_attention(state, 0.5, attn::Causal{}); }
+void causal_with_lambda(benchmark::State& state) {
+  time_attention(state, 0.5, attn::Causal{}, [](auto score, attn::Position at) { return score - 0.01F * std::abs(at.distance()); });
+}
+BENCHMARK(full)->Apply(module_shapes);
+BENCHMARK(causal)->Apply(module_shapes);
+BENCHMARK(causal_with_lambda)->Apply(module_shapes);
+
+/// One query per head over a cache of T keys. As in a model, each layer has a cache of its own: 1 GiB in all.
+void decode(benchmark::State& state) {
+  const Index H = state.range(0), G = state.range(1), D = state.range(2), T = state.range(3);
+  const auto q = random<4>({1, H, 1, D}, 1);
+  const std::vector<Tensor<float, 4>> caches(static_cast<std::size_t>((Index{1} << 28) / (G * T * D)), random<4>({1, G, T, D}, 2));
+  Tensor<float, 4> y(1, H, 1, D);
+  std::size_t layer = 0;
+  const auto run = [&] {
+    attn::scaled_dot_product_attention_into(y, q, caches[layer % caches.size()], caches[(layer + 1) % caches.size()]);
+    layer += 2;
+  };
+  run();
+  if (!check_attention(q, caches[0], caches[1], attn::NoMask{}, attn::NoScore{}, y)) return state.SkipWithError("wrong result");
+  for (auto _ : state) {
+    run();
+    benchmark::DoNotOptimize(y.data());
+  }
+  count_bytes(state, 8.0 * static_cast<double>(G * T * D));
+}
+BENCHMARK(decode)->ArgNames({"H", "G", "D", "T"})->Args({32, 8, 128, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
+
+}  // namespace
+}  // namespace attn_bench
+
+int main(int argc, char** argv) { return attn_bench::run(argc, argv); }

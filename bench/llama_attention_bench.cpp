@@ -1,0 +1,60 @@
+// attn::LlamaAttention, the whole layer: four projections and attention, without dropout.
+#include <vector>
+
+#include "support.hpp"
+
+namespace attn_bench {
+namespace {
+
+/// y by its definition, at 100 places: projections that are checked by themselves, attention by attn::reference, the output
+/// projection by a double loop.
+template <class M>
+bool check_layer(const attn::LlamaAttention<float>& layer, const Tensor<float, 3>& x, const M& mask, const Tensor<float, 3>& y) {
+  const Index B = x.dimension(0), S = x.dimension(1), E = x.dimension(2), H = layer.config().num_attention_heads;
+  const auto q = layer.query().forward(x), k = layer.key().forward(x), v = layer.value().forward(x);
+  if (!check_linear(layer.query(), x.data(), B * S, q.data()) || !check_linear(layer.key(), x.data(), B * S, k.data()) ||
+      !check_linear(layer.value(), x.data(), B * S, v.data()))
+    return false;
+  const Tensor<float, 1> bias = layer.out_proj().bias();
+  Tensor<float, 1> weight(E);
+  for (Index i = 0; i < 2; ++i) {
+    const Index b = i * (B - 1), s = i == 0 ? S / 3 : S - 1;
+    std::vector<double> context;
+    for (Index h = 0; h < H; ++h) {
+      const auto row = attention_row(attn::split_heads(q, H), attn::split_heads(k, H), attn::split_heads(v, H), mask, attn::NoScore{}, b, h, s);
+      context.insert(context.end(), row.data(), row.data() + row.size());
+    }
+    for (Index o = 0; o < E; o += (E + 49) / 50) {
+      layer.out_proj().weight_row(o, weight);
+      double sum = bias(o);
+      for (Index e = 0; e < E; ++e) sum += double{weight(e)} * context[static_cast<std::size_t>(e)];
+      if (!(std::abs(sum - double{y(b, s, o)}) <= 1e-5)) return false;
+    }
+  }
+  return true;
+}
+
+template <class M>
+void time_layer(benchmark::State& state, double work, const M& mask) {
+  const Index B = state.range(0), S = state.range(1), E = state.range(2), H = state.range(3);
+  attn::LlamaAttention<float> layer(E, H);
+  layer.eval();
+  const auto x = random<3>({B, S, E}, 1);
+  auto y = layer.forward(x, mask);
+  if (!check_layer(layer, x, mask, y)) return state.SkipWithError("wrong result");
+  for (auto _ : state) {
+    layer.forward_into(y, x, mask);
+    benchmark::DoNotOptimize(y.data());
+  }
+  count_operations(state, static_cast<double>(B * S * E) * (8.0 * static_cast<double>(E) + work * 4.0 * static_cast<double>(S)));
+}
+
+void full(benchmark::State& state) { time_layer(state, 1.0, attn::NoMask{}); }
+void causal(benchmark::State& state) { time_layer(state, 0.5, attn::Causal{}); }
+BENCHMARK(full)->Apply(module_shapes);
+BENCHMARK(causal)->Apply(module_shapes);
+
+}  // namespace
+}  // namespace attn_bench
+
+int main(int argc, char** argv) { return attn_bench::run(argc, argv); }
