@@ -22,7 +22,7 @@ bool check_attention(View4 q, View4 k, View4 v, const M& mask, const F& score, V
 }
 
 template <class M, class F = attn::NoScore>
-void time_attention(benchmark::State& state, double work, const M& mask, const F& score = {}) {
+void time_attention(benchmark::State& state, double share, const M& mask, const F& score = {}) {
   const Index B = state.range(0), S = state.range(1), E = state.range(2), H = state.range(3);
   const auto q = random<3>({B, S, E}, 1), k = random<3>({B, S, E}, 2), v = random<3>({B, S, E}, 3);
   Tensor<float, 3> y(B, S, E);
@@ -33,11 +33,7 @@ void time_attention(benchmark::State& state, double work, const M& mask, const F
   run();
   if (!check_attention(heads[0], heads[1], heads[2], mask, score, attn::split_heads(y, H)))
     return state.SkipWithError("wrong result");
-  for (auto _ : state) {
-    run();
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_operations(state, work * 4.0 * static_cast<double>(B * S * S * E));
+  time_runs(state, {.operations = share * 4.0 * static_cast<double>(B * S * S * E)}, run);
 }
 
 void full(benchmark::State& state) { time_attention(state, 1.0, attn::NoMask{}); }
@@ -62,11 +58,7 @@ void decode(benchmark::State& state) {
   };
   run();
   if (!check_attention(q, caches[0], caches[1], attn::NoMask{}, attn::NoScore{}, y)) return state.SkipWithError("wrong result");
-  for (auto _ : state) {
-    run();
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_bytes(state, 8.0 * static_cast<double>(G * T * D));
+  time_runs(state, {.bytes = 8.0 * static_cast<double>(G * T * D)}, run);
 }
 BENCHMARK(decode)->ArgNames({"H", "G", "D", "T"})->Args({32, 8, 128, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
 

@@ -15,11 +15,7 @@ void time_linear(benchmark::State& state) {
   const auto x = random<2>({M, K}, 1);
   auto y = linear.forward(x);
   if (!check_linear(linear, x.data(), M, y.data())) return state.SkipWithError("wrong result");
-  for (auto _ : state) {
-    linear.forward_into(y, x);
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_operations(state, 2.0 * static_cast<double>(M * N * K));
+  time_runs(state, {.operations = 2.0 * static_cast<double>(M * N * K)}, [&] { linear.forward_into(y, x); });
 }
 
 void linear(benchmark::State& state) { time_linear(state); }
@@ -47,11 +43,8 @@ void linear_one_row(benchmark::State& state) {
   auto y = layers.back().forward(x);
   if (!check_linear(layers.back(), x.data(), 1, y.data())) return state.SkipWithError("wrong result");
   std::size_t layer = 0;
-  for (auto _ : state) {
-    layers[layer++ % layers.size()].forward_into(y, x);
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_bytes(state, 4.0 * static_cast<double>(N * K));
+  time_runs(state, {.bytes = 4.0 * static_cast<double>(N * K)},
+            [&] { layers[layer++ % layers.size()].forward_into(y, x); });
 }
 BENCHMARK(linear_one_row)->ArgNames({"N", "K"})->Args({4096, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
 

@@ -35,18 +35,16 @@ bool check_layer(const attn::LlamaAttention<float>& layer, const Tensor<float, 3
 }
 
 template <class M>
-void time_layer(benchmark::State& state, double work, const M& mask) {
+void time_layer(benchmark::State& state, double share, const M& mask) {
   const Index B = state.range(0), S = state.range(1), E = state.range(2), H = state.range(3);
   attn::LlamaAttention<float> layer(E, H);
   layer.eval();
   const auto x = random<3>({B, S, E}, 1);
   auto y = layer.forward(x, mask);
   if (!check_layer(layer, x, mask, y)) return state.SkipWithError("wrong result");
-  for (auto _ : state) {
-    layer.forward_into(y, x, mask);
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_operations(state, static_cast<double>(B * S * E) * (8.0 * static_cast<double>(E) + work * 4.0 * static_cast<double>(S)));
+  const double per_element = 8.0 * static_cast<double>(E) + share * 4.0 * static_cast<double>(S);
+  time_runs(state, {.operations = static_cast<double>(B * S * E) * per_element},
+            [&] { layer.forward_into(y, x, mask); });
 }
 
 void full(benchmark::State& state) { time_layer(state, 1.0, attn::NoMask{}); }

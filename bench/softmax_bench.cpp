@@ -24,12 +24,7 @@ void softmax(benchmark::State& state) {
   const auto x = random<4>({B, H, S, S}, 1);
   auto y = softmax.forward(x);
   if (!check_softmax(x, y)) return state.SkipWithError("wrong result");
-  for (auto _ : state) {
-    softmax.forward_into(y, x);
-    benchmark::DoNotOptimize(y.data());
-  }
-  count_bytes(state, 8.0 * static_cast<double>(x.size()));
-  state.SetItemsProcessed(state.iterations() * x.size());
+  time_runs(state, {.bytes = 8.0 * static_cast<double>(x.size())}, [&] { softmax.forward_into(y, x); });
 }
 BENCHMARK(softmax)->Apply(module_shapes);
 

@@ -1,139 +1,23 @@
 #pragma once
-// What the benchmarks share: the machine's limits, measured in the same run; inputs; checks that come before timing;
-// counters; main.
+// What the benchmarks share: inputs, checks that come before timing, the timed loop with its counters, shapes, main.
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
+#include <array>
 #include <attn/attn.hpp>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <exception>
 #include <iostream>
-#include <map>
-#include <memory>
 #include <string>
 #include <type_traits>
 
+#include "machine.hpp"
+
 namespace attn_bench {
 
-using attn::Index;
 using attn::Tensor;
 using attn::View;
-
-// ---- The machine ------------------------------------------------------------------------------------------------
-
-typedef float Vector16 __attribute__((vector_size(16)));
-typedef float Vector32 __attribute__((vector_size(32)));
-typedef float Vector64 __attribute__((vector_size(64)));
-
-/// `rounds` times 12 independent multiply-adds, all in registers: 2 units of 4 to 5 cycles want 8 to 10 of them, 16
-/// registers hold 14.
-template <class V>
-__attribute__((always_inline)) inline float multiply_add_loop(Index rounds) {
-  constexpr int chains = 12;
-  V sum[chains] = {};
-  float half = 0.5F;
-  benchmark::DoNotOptimize(half);
-  const V a = V{} + half;
-  for (Index i = 0; i < rounds; ++i)
-    _Pragma("GCC unroll 12") for (int c = 0; c < chains; ++c) sum[c] = sum[c] * a + a;
-  for (int c = 1; c < chains; ++c) sum[0] += sum[c];
-  return sum[0][0];
-}
-
-/// Adds up n floats, a multiple of 256, as 4 streams.
-template <class V>
-__attribute__((always_inline)) inline float read_loop(const float* from, Index n) {
-  V sum[4] = {};
-  for (Index i = 0; i < n / 4; i += Index{sizeof(V) / 4})
-    _Pragma("GCC unroll 4") for (int s = 0; s < 4; ++s) {
-      V v;
-      __builtin_memcpy(&v, from + s * (n / 4) + i, sizeof v);
-      sum[s] += v;
-    }
-  return (sum[0] + sum[1] + sum[2] + sum[3])[0];
-}
-
-#if ATTN_X86_TARGETS
-#define ATTN_BENCH_TARGET(name) __attribute__((target(name), noinline)) inline
-ATTN_BENCH_TARGET("avx512f") float multiply_add_avx512(Index rounds) { return multiply_add_loop<Vector64>(rounds); }
-ATTN_BENCH_TARGET("avx2,fma") float multiply_add_avx2(Index rounds) { return multiply_add_loop<Vector32>(rounds); }
-ATTN_BENCH_TARGET("avx512f") float read_avx512(const float* from, Index n) { return read_loop<Vector64>(from, n); }
-ATTN_BENCH_TARGET("avx2") float read_avx2(const float* from, Index n) { return read_loop<Vector32>(from, n); }
-#undef ATTN_BENCH_TARGET
-#endif
-
-/// Runs rounds of multiply-adds with the active instruction set; returns how many operations these were.
-inline double multiply_add(Index rounds) {
-  float sum = 0.F;
-  int lanes = 4;
-  switch (attn::active_isa()) {
-#if ATTN_X86_TARGETS
-    case attn::Isa::avx512: sum = multiply_add_avx512(rounds), lanes = 16; break;
-    case attn::Isa::avx2: sum = multiply_add_avx2(rounds), lanes = 8; break;
-#endif
-    default: sum = multiply_add_loop<Vector16>(rounds);
-  }
-  benchmark::DoNotOptimize(sum);
-  return 2.0 * 12 * lanes * static_cast<double>(rounds);
-}
-inline void read(const float* from, Index n) {
-  float sum = 0.F;
-  switch (attn::active_isa()) {
-#if ATTN_X86_TARGETS
-    case attn::Isa::avx512: sum = read_avx512(from, n); break;
-    case attn::Isa::avx2: sum = read_avx2(from, n); break;
-#endif
-    default: sum = read_loop<Vector16>(from, n);
-  }
-  benchmark::DoNotOptimize(sum);
-}
-
-/// Seconds that a call of `work` takes.
-template <class Work>
-double seconds(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Multiply-adds per second, counted as two operations, of all threads of the current executor: the best of 10 runs.
-inline double peak() {
-  static std::map<int, double> known;
-  const int threads = attn::current_executor().concurrency();
-  const auto [at, is_new] = known.try_emplace(threads, 0.0);
-  for (int run = 0; is_new && run < 10; ++run) {
-    constexpr Index rounds = 4'000'000;  // some 10 ms
-    double operations = 0.0;
-    const double time = seconds([&] {
-      attn::current_executor().parallel_for(threads, [&](int lane) {
-        const double done = multiply_add(rounds);
-        if (lane == 0) operations = done * threads;
-      });
-    });
-    at->second = std::max(at->second, operations / time);
-  }
-  return at->second;
-}
-
-/// Bytes per second that all threads read together from 1 GiB, more than caches hold: the best of 5 runs.
-inline double bandwidth() {
-  static const double best = [] {
-    constexpr Index floats = Index{1} << 28;
-    const int threads = attn::current_executor().concurrency();
-    const Index share = floats / threads / 256 * 256;
-    const attn::AlignedVector<float> memory(static_cast<std::size_t>(floats), 1.F);
-    double time = 1e9;
-    for (int run = 0; run < 5; ++run)
-      time = std::min(time, seconds([&] {
-        attn::current_executor().parallel_for(threads, [&](int lane) { read(memory.data() + lane * share, share); });
-      }));
-    return static_cast<double>(share * threads) * 4.0 / time;
-  }();
-  return best;
-}
 
 // ---- Inputs -----------------------------------------------------------------------------------------------------
 
@@ -193,19 +77,31 @@ template <class M, class F>
   return y;
 }
 
-// ---- Counters ----------------------------------------------------------------------------------------------------
+// ---- Timing ------------------------------------------------------------------------------------------------------
 
-using Counter = benchmark::Counter;
+/// What one run does: arithmetic, bytes that it must move, or both.
+struct Work {
+  double operations = 0.0, bytes = 0.0;
+};
 
-/// One iteration is `operations` of arithmetic: GFLOP/s, and the share of what the units can do.
-inline void count_operations(benchmark::State& state, double operations) {
-  state.counters["GFLOP/s"] = Counter(operations * 1e-9, Counter::kIsIterationInvariantRate);
-  state.counters["share_of_peak"] = Counter(operations / peak(), Counter::kIsIterationInvariantRate);
-}
-/// One iteration moves `bytes`: GB/s, and the share of the read bandwidth.
-inline void count_bytes(benchmark::State& state, double bytes) {
-  state.counters["GB/s"] = Counter(bytes * 1e-9, Counter::kIsIterationInvariantRate);
-  state.counters["share_of_bandwidth"] = Counter(bytes / bandwidth(), Counter::kIsIterationInvariantRate);
+/// The timed loop. Counters: GFLOP/s and the share of what the units can do; GB/s and the share of the read bandwidth.
+template <class Run>
+void time_runs(benchmark::State& state, Work work, const Run& run) {
+  const double time = seconds([&] {
+    for (auto _ : state) {
+      run();
+      benchmark::ClobberMemory();
+    }
+  });
+  const double rate = static_cast<double>(state.iterations()) / time;
+  if (work.operations > 0.0) {
+    state.counters["GFLOP/s"] = work.operations * rate * 1e-9;
+    state.counters["share_of_peak"] = work.operations * rate / peak();
+  }
+  if (work.bytes > 0.0) {
+    state.counters["GB/s"] = work.bytes * rate * 1e-9;
+    state.counters["share_of_bandwidth"] = work.bytes * rate / bandwidth();
+  }
 }
 
 /// B, S, E, H of every benchmark of attention.

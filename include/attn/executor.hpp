@@ -22,7 +22,6 @@
 #include <exception>
 #include <latch>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -94,8 +93,7 @@ class ThreadPool final : public Executor {
   }
 
   void parallel_for(int count, LaneFunction lane) override {
-    const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock() || count <= 1 || threads_.empty()) {
+    if (count <= 1 || threads_.empty() || taken_.test_and_set(std::memory_order_acquire)) {
       for (int i = 0; i < count; ++i) lane(i);
       return;
     }
@@ -107,6 +105,7 @@ class ThreadPool final : public Executor {
     }
     for (int left = left_.load(); left != 0; left = left_.load())
       if (!spin([&] { return left_.load(std::memory_order_relaxed) == 0; })) left_.wait(left);
+    taken_.clear(std::memory_order_release);
   }
 
  private:
@@ -143,7 +142,7 @@ class ThreadPool final : public Executor {
   }
 
   std::vector<std::thread> threads_;
-  std::mutex turn_;
+  std::atomic_flag taken_;  // not a mutex: a lane's own call may find it taken by its own thread
   const LaneFunction* job_ = nullptr;
   std::atomic<std::uint64_t> ticket_{0};
   std::atomic<int> left_{0};

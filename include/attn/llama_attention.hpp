@@ -1,8 +1,11 @@
 // Floor 5. The document's module: projections, heads, attention, output projection, dropout.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <optional>
-#include <vector>
+#include <span>
+#include <utility>
 
 #include "attention.hpp"
 #include "dropout.hpp"
@@ -87,7 +90,11 @@ class LlamaAttention {
         attention_dropout_(other.attention_dropout_),
         projection_dropout_(other.projection_dropout_),
         rotary_(other.rotary_) {
-    if (other.value_.shares_with(other.key_)) value_.share(key_);
+    const auto own = projections();
+    const auto theirs = other.projections();
+    for (std::size_t i = 0; i < own.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (theirs[i]->shares_with(*theirs[j])) own[i]->share(*own[j]);
   }
   LlamaAttention(LlamaAttention&&) = default;
   LlamaAttention& operator=(const LlamaAttention& other) { return *this = LlamaAttention(other); }
@@ -109,10 +116,8 @@ class LlamaAttention {
 
   /// Holds the other's parameters from now on: a change in one shows in both. Errors: sizes that differ.
   void share(const LlamaAttention& other) {
-    detail::require(query_.out_features() == other.query_.out_features() &&
-                        key_.out_features() == other.key_.out_features() &&
-                        config_.hidden_size == other.config_.hidden_size,
-                    "LlamaAttention::share", "modules of unlike sizes, expected ", std::string_view(sizes()), ", got ", std::string_view(other.sizes()));
+    detail::require(sizes() == other.sizes(), "LlamaAttention::share", "modules of unlike make, expected [E,H,G,D,bias] = ",
+                    Shape(sizes()), ", got ", Shape(other.sizes()));
     query_.share(other.query_);
     key_.share(other.key_);
     value_.share(other.value_);
@@ -169,6 +174,9 @@ class LlamaAttention {
   }
 
  private:
+  std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
+  std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
+
   static LlamaAttentionConfig complete(LlamaAttentionConfig c) {
     constexpr auto fn = "LlamaAttention";
     detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
@@ -190,10 +198,9 @@ class LlamaAttention {
     return c;
   }
   [[nodiscard]] std::uint64_t weight_seed(std::uint64_t part) const { return config_.seed * 8 + part; }
-  [[nodiscard]] std::string sizes() const {
-    const std::array<Index, 4> n{config_.hidden_size, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
-    std::string text = "hidden size, heads, key/value heads, head size ";
-    return text + detail::Part(Shape(n)).text();
+  [[nodiscard]] std::array<Index, 5> sizes() const {
+    return {config_.hidden_size, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim,
+            config_.bias ? 1 : 0};
   }
 
   template <class M>

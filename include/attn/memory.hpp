@@ -105,18 +105,19 @@ class Workspace {
     return result;
   }
   void add(std::size_t bytes) {
-    blocks_.emplace_back(std::max<std::size_t>(bytes, 4096));
+    blocks_.emplace_back(std::max({bytes, wanted_, std::size_t{4096}}));
+    wanted_ = 0;
     used_ = 0;
   }
   void merge() {  // several blocks of a first call become one for the next
     if (blocks_.size() <= 1) return;
     const std::size_t bytes = capacity();
     release();
-    add(bytes);
+    wanted_ = bytes;
   }
 
   std::vector<Memory> blocks_;
-  std::size_t block_ = 0, used_ = 0;
+  std::size_t block_ = 0, used_ = 0, wanted_ = 0;
 };
 
 }  // namespace attn

@@ -87,7 +87,7 @@ class Alibi {
     Index power = 1;
     while (2 * power <= heads) power *= 2;
     const auto slope = [](Index i, Index count) {
-      return static_cast<float>(std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(count)));
+      return std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(count));
     };
     slopes_.reserve(static_cast<std::size_t>(heads));
     for (Index i = 1; i <= power; ++i) slopes_.push_back(slope(i, power));
@@ -105,7 +105,7 @@ class Alibi {
   }
 
  private:
-  std::vector<float> slopes_;
+  std::vector<double> slopes_;
 };
 
 /// A tensor of rank 1 to 4, broadcast to [B,H,S,T] and added to the score: relative position tables and the like.

@@ -87,9 +87,7 @@ A softmax_line(A* line, Index keys, A& largest, A& sum) {
     total += p;
     store(line + i, p);
   }
-  A added = 0;
-  for (Index i = 0; i < n; ++i) added += total[i];
-  sum = sum * factor[0] + added;
+  sum = sum * factor[0] + sum_of<A>(total);
   largest = most;
   return factor[0];
 }

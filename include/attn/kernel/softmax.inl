@@ -46,6 +46,12 @@ ATTN_INLINE double live(double score) {
   if (__builtin_bit_cast(std::uint64_t, score) == 0xFFF0000000000000U) return never<double>;
   return score < -0x1.ffffffffffffep1023 ? -0x1.ffffffffffffep1023 : score;
 }
+template <class A>
+ATTN_INLINE Vec<A> live(Vec<A> score) {
+  const Vec<A> above = splat(std::is_same_v<A, float> ? A(-0x1.fffffcp127) : A(-0x1.ffffffffffffep1023));
+  const Vec<A> kept = score < above ? above : score;
+  return bits<A>(score) == bits<A>(splat(-std::numeric_limits<A>::infinity())) ? splat(never<A>) : kept;
+}
 /// What is subtracted from scores before exp: their maximum, or 0 where none is live, so that `never` gives 0.
 template <class A>
 ATTN_INLINE Vec<A> shift_of(Vec<A> largest) {
@@ -54,6 +60,16 @@ ATTN_INLINE Vec<A> shift_of(Vec<A> largest) {
 template <class A>
 ATTN_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
   return b > a ? b : a;  // a NaN in b does not win: it reaches the sum through exp
+}
+
+/// The sum of the lanes, in pairs of pairs: half the error of one after the other.
+template <class A>
+ATTN_INLINE A sum_of(Vec<A> v) {
+  A lane[lanes<A>];
+  store(lane, v);
+  for (int n = lanes<A> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) lane[i] += lane[i + n];
+  return lane[0];
 }
 
 /// y = softmax(x) of one row of n; x and y may be the same. scratch: n rounded up to whole vectors.
@@ -66,7 +82,11 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
   for (Index i = n; i < padded; ++i) scratch[i] = never<A>;
 
   Vec<A> largest = splat(never<A>);
-  for (Index i = 0; i < padded; i += step) largest = larger<A>(largest, load(scratch + i));
+  for (Index i = 0; i < padded; i += step) {
+    const Vec<A> score = i + step <= n ? live<A>(load(scratch + i)) : load(scratch + i);
+    store(scratch + i, score);
+    largest = larger<A>(largest, score);
+  }
   A max = never<A>;
   for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
 
@@ -77,9 +97,7 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
     sums += p;
     store(scratch + i, p);
   }
-  A sum = 0;
-  for (int i = 0; i < step; ++i) sum += sums[i];
-
+  const A sum = sum_of<A>(sums);
   const Vec<A> divisor = splat(sum == A{0} ? A{1} : sum);  // nothing live: 0, not NaN
   for (Index i = 0; i < padded; i += step) store(scratch + i, load(scratch + i) / divisor);
   convert(y, scratch, n);
