@@ -1,5 +1,5 @@
-// attn::scaled_dot_product_attention on heads of [B,S,E] tensors, as the module has them. Causal attention is counted as
-// half the work of full attention.
+// attn::scaled_dot_product_attention on heads of [B,S,E] tensors, as the module has them. Causal attention is counted
+// as half the work of full attention.
 #include <vector>
 
 #include "support.hpp"
@@ -39,7 +39,8 @@ void time_attention(benchmark::State& state, double share, const M& mask, const 
 void full(benchmark::State& state) { time_attention(state, 1.0, attn::NoMask{}); }
 void causal(benchmark::State& state) { time_attention(state, 0.5, attn::Causal{}); }
 void causal_with_lambda(benchmark::State& state) {
-  time_attention(state, 0.5, attn::Causal{}, [](auto score, attn::Position at) { return score - 0.01F * std::abs(at.distance()); });
+  time_attention(state, 0.5, attn::Causal{},
+                 [](auto score, attn::Position at) { return score - 0.01F * std::abs(at.distance()); });
 }
 BENCHMARK(full)->Apply(module_shapes);
 BENCHMARK(causal)->Apply(module_shapes);
@@ -49,7 +50,8 @@ BENCHMARK(causal_with_lambda)->Apply(module_shapes);
 void decode(benchmark::State& state) {
   const Index H = state.range(0), G = state.range(1), D = state.range(2), T = state.range(3);
   const auto q = random<4>({1, H, 1, D}, 1);
-  const std::vector<Tensor<float, 4>> caches(static_cast<std::size_t>((Index{1} << 28) / (G * T * D)), random<4>({1, G, T, D}, 2));
+  const std::vector<Tensor<float, 4>> caches(static_cast<std::size_t>((Index{1} << 28) / (G * T * D)),
+                                             random<4>({1, G, T, D}, 2));
   Tensor<float, 4> y(1, H, 1, D);
   std::size_t layer = 0;
   const auto run = [&] {
@@ -57,10 +59,15 @@ void decode(benchmark::State& state) {
     layer += 2;
   };
   run();
-  if (!check_attention(q, caches[0], caches[1], attn::NoMask{}, attn::NoScore{}, y)) return state.SkipWithError("wrong result");
+  if (!check_attention(q, caches[0], caches[1], attn::NoMask{}, attn::NoScore{}, y))
+    return state.SkipWithError("wrong result");
   time_runs(state, {.bytes = 8.0 * static_cast<double>(G * T * D)}, run);
 }
-BENCHMARK(decode)->ArgNames({"H", "G", "D", "T"})->Args({32, 8, 128, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(decode)
+    ->ArgNames({"H", "G", "D", "T"})
+    ->Args({32, 8, 128, 4096})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace attn_bench

@@ -33,9 +33,14 @@ void linear_one_core(benchmark::State& state) {
   const attn::UseExecutor use(serial);
   time_linear(state);
 }
-BENCHMARK(linear_one_core)->ArgNames({"M", "N", "K"})->Args({192, 512, 256})->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(linear_one_core)
+    ->ArgNames({"M", "N", "K"})
+    ->Args({192, 512, 256})
+    ->Unit(benchmark::kMicrosecond)
+    ->UseRealTime();
 
-/// One row, as in decoding. As in a model, one layer follows another: 1 GiB of weights in all, so none waits in a cache.
+/// One row, as in decoding. As in a model, one layer follows another: 1 GiB of weights in all, so none waits in a
+/// cache.
 void linear_one_row(benchmark::State& state) {
   const Index N = state.range(0), K = state.range(1);
   const std::vector<Linear<float>> layers(static_cast<std::size_t>((Index{1} << 28) / (N * K)), Linear<float>(K, N));

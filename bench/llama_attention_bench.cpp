@@ -6,14 +6,15 @@
 namespace attn_bench {
 namespace {
 
-/// y by its definition, at 100 places: projections that are checked by themselves, attention by attn::reference, the output
-/// projection by a double loop.
+/// y by its definition, at 100 places: projections that are checked by themselves, attention by attn::reference, the
+/// output projection by a double loop.
 template <class M>
-bool check_layer(const attn::LlamaAttention<float>& layer, const Tensor<float, 3>& x, const M& mask, const Tensor<float, 3>& y) {
+bool check_layer(const attn::LlamaAttention<float>& layer, const Tensor<float, 3>& x, const M& mask,
+                 const Tensor<float, 3>& y) {
   const Index B = x.dimension(0), S = x.dimension(1), E = x.dimension(2), H = layer.config().num_attention_heads;
   const auto q = layer.query().forward(x), k = layer.key().forward(x), v = layer.value().forward(x);
-  if (!check_linear(layer.query(), x.data(), B * S, q.data()) || !check_linear(layer.key(), x.data(), B * S, k.data()) ||
-      !check_linear(layer.value(), x.data(), B * S, v.data()))
+  if (!check_linear(layer.query(), x.data(), B * S, q.data()) ||
+      !check_linear(layer.key(), x.data(), B * S, k.data()) || !check_linear(layer.value(), x.data(), B * S, v.data()))
     return false;
   const Tensor<float, 1> bias = layer.out_proj().bias();
   Tensor<float, 1> weight(E);
@@ -21,7 +22,8 @@ bool check_layer(const attn::LlamaAttention<float>& layer, const Tensor<float, 3
     const Index b = i * (B - 1), s = i == 0 ? S / 3 : S - 1;
     std::vector<double> context;
     for (Index h = 0; h < H; ++h) {
-      const auto row = attention_row(attn::split_heads(q, H), attn::split_heads(k, H), attn::split_heads(v, H), mask, attn::NoScore{}, b, h, s);
+      const auto row = attention_row(attn::split_heads(q, H), attn::split_heads(k, H), attn::split_heads(v, H), mask,
+                                     attn::NoScore{}, b, h, s);
       context.insert(context.end(), row.data(), row.data() + row.size());
     }
     for (Index o = 0; o < E; o += (E + 49) / 50) {

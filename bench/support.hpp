@@ -31,7 +31,8 @@ inline void fill(float* data, Index size, std::uint32_t seed, double bound = 1.0
   }
 }
 template <int Rank>
-[[nodiscard]] Tensor<float, Rank> random(const std::type_identity_t<std::array<Index, Rank>>& shape, std::uint32_t seed) {
+[[nodiscard]] Tensor<float, Rank> random(const std::type_identity_t<std::array<Index, Rank>>& shape,
+                                         std::uint32_t seed) {
   auto x = attn::detail::make_tensor<float, Rank>(shape);
   fill(x.data(), x.size(), seed);
   return x;
@@ -85,8 +86,12 @@ struct Work {
 };
 
 /// The timed loop. Counters: GFLOP/s and the share of what the units can do; GB/s and the share of the read bandwidth.
+/// The limits are measured right before and after the loop, and the larger one counts: other machines' work comes and
+/// goes.
 template <class Run>
 void time_runs(benchmark::State& state, Work work, const Run& run) {
+  const double peak_before = work.operations > 0.0 ? peak() : 0.0,
+               bandwidth_before = work.bytes > 0.0 ? bandwidth() : 0.0;
   const double time = seconds([&] {
     for (auto _ : state) {
       run();
@@ -96,19 +101,22 @@ void time_runs(benchmark::State& state, Work work, const Run& run) {
   const double rate = static_cast<double>(state.iterations()) / time;
   if (work.operations > 0.0) {
     state.counters["GFLOP/s"] = work.operations * rate * 1e-9;
-    state.counters["share_of_peak"] = work.operations * rate / peak();
+    state.counters["share_of_peak"] = work.operations * rate / std::max(peak_before, peak());
   }
   if (work.bytes > 0.0) {
     state.counters["GB/s"] = work.bytes * rate * 1e-9;
-    state.counters["share_of_bandwidth"] = work.bytes * rate / bandwidth();
+    state.counters["share_of_bandwidth"] = work.bytes * rate / std::max(bandwidth_before, bandwidth());
   }
 }
 
 /// B, S, E, H of every benchmark of attention.
 inline void module_shapes(benchmark::internal::Benchmark* it) {
   it->ArgNames({"B", "S", "E", "H"})->Unit(benchmark::kMillisecond)->UseRealTime();
-  for (const auto& shape : {std::array<Index, 4>{8, 128, 256, 8}, {1, 1024, 768, 12}, {1, 2048, 1024, 8},
-                            {1, 512, 4096, 32}, {1, 2048, 4096, 32}})
+  for (const auto& shape : {std::array<Index, 4>{8, 128, 256, 8},
+                            {1, 1024, 768, 12},
+                            {1, 2048, 1024, 8},
+                            {1, 512, 4096, 32},
+                            {1, 2048, 4096, 32}})
     it->Args({shape.begin(), shape.end()});
 }
 

@@ -178,4 +178,20 @@ TEST(AttentionMask, a_mask_of_ones_own_with_cover) {
                      [](Position at) { return only_if(at.row / 40 == at.key / 40); });
 }
 
+/// Another: even heads see every second stretch of 90 keys, odd heads the others.
+struct Stripes {
+  [[nodiscard]] static bool keep(Position at) { return at.key / 90 % 2 == at.head % 2; }
+  [[nodiscard]] static attn::Coverage cover(attn::Block block) {
+    if (block.first.key / 90 != block.last.key / 90) return attn::Coverage::mixed;
+    return keep(block.first) ? attn::Coverage::full : attn::Coverage::empty;
+  }
+};
+
+TEST(AttentionMask, a_mask_whose_cover_differs_by_head) {
+  unsigned seed = 1100;
+  for (const Sizes& n : many_sizes())
+    expect_attention(random_inputs<float>(n, ++seed), Stripes{}, NoScore{},
+                     [](Position at) { return only_if((at.key / 90 + at.head) % 2 == 0); });
+}
+
 }  // namespace

@@ -66,9 +66,9 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require(n.H == 0 || (n.G > 0 && n.H % n.G == 0), fn, "query heads, expected a multiple of ", n.G,
           " key/value heads, got q ", Shape(q.shape()));
   require(n.D >= 1, fn, "head size, expected at least 1, got q ", Shape(q.shape()));
-  constexpr Index limit = std::numeric_limits<std::int32_t>::max();
+  constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
   require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && n.B * n.H <= limit, fn,
-          "expected fewer than 2^31 queries, keys and heads, got q ", Shape(q.shape()), ", k ", Shape(k.shape()));
+          "expected at most 2^30 queries, keys and heads, got q ", Shape(q.shape()), ", k ", Shape(k.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
           "views, expected a contiguous last axis");
   require(options.dropout >= 0.0 && options.dropout <= 1.0, fn, "dropout, expected a probability in [0,1], got ",
@@ -78,7 +78,7 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn, "query_start, expected one for each of ",
           n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
-    require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a 32-bit position, got ", start);
+    require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a position within 2^30, got ", start);
   require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
   require(out.output.stride(3) == 1 || n.Dv <= 1, fn, "output, expected a contiguous last axis");
   if (out.log_sum_exp.data() != nullptr) {
@@ -149,6 +149,7 @@ template <Scalar X, Mask M, class F>
 void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  if (n.B * n.H * n.S == 0) return;
   const auto problem = attention_problem(n, q, k, v, options, out);
   kernel::dispatch([&](auto kernels) {
     run_attention<decltype(kernels)>(problem, kernels.template rules<Accumulator<X>>(mask, score));

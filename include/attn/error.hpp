@@ -1,6 +1,7 @@
 // Floor 0. The integer of shapes, and the one way in which attn refuses bad input.
 #pragma once
 
+#include <charconv>
 #include <cstddef>
 #include <initializer_list>
 #include <span>
@@ -38,11 +39,9 @@ class Part {
   }
   template <class Number>
     requires std::is_arithmetic_v<Number>
-  Part(Number number) : text_(std::to_string(number)) {  // NOLINT
-    if constexpr (std::is_floating_point_v<Number>) {    // "0.500000" reads better as "0.5"
-      if (text_.find('.') != std::string::npos) text_.erase(text_.find_last_not_of('0') + 1);
-      if (text_.back() == '.') text_.pop_back();
-    }
+  Part(Number number) {  // NOLINT
+    char digits[32];     // as few digits as tell the number from its neighbours
+    text_.assign(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
   }
   [[nodiscard]] const std::string& text() const { return text_; }
 

@@ -23,7 +23,7 @@
 namespace attn {
 
 /// One score: which query meets which key. Indices are 32 bits wide so that twice as many fit a vector; calls with
-/// 2^31 queries or keys are refused.
+/// more than 2^30 queries or keys are refused.
 struct Position {
   std::int32_t batch = 0;
   std::int32_t head = 0;   ///< query head
@@ -87,7 +87,7 @@ struct Causal {
 /// Errors: width < 1 or ahead < 0.
 class SlidingWindow {
  public:
-  explicit constexpr SlidingWindow(Index width, Index ahead = 0) : behind_(clamp(width - 1)), ahead_(clamp(ahead)) {
+  explicit constexpr SlidingWindow(Index width, Index ahead = 0) : behind_(clamp(width) - 1), ahead_(clamp(ahead)) {
     detail::require(width >= 1, "SlidingWindow", "window width, expected at least 1, got ", width);
     detail::require(ahead >= 0, "SlidingWindow", "keys ahead of the query, expected at least 0, got ", ahead);
   }
@@ -110,7 +110,7 @@ class SlidingWindow {
 
  private:
   static constexpr std::int64_t clamp(Index keys) {  // 2^32 is further than any two 32-bit positions lie apart
-    return std::min<std::int64_t>(keys, std::int64_t{1} << 32);
+    return std::clamp<std::int64_t>(keys, -1, std::int64_t{1} << 32);
   }
   std::int64_t behind_, ahead_;
 };
@@ -177,9 +177,13 @@ class BroadcastView {
     const auto shape = shape_of(x);
     std::copy_backward(shape.begin(), shape.end(), shape_.end());
     Index stride = 1;
-    for (std::size_t axis = 4; axis-- > 0;) {
-      stride_[axis] = shape_[axis] == 1 ? 0 : stride;
-      stride *= shape_[axis];
+    for (int axis = 3; axis >= 0; --axis) {
+      const auto i = static_cast<std::size_t>(axis);
+      if constexpr (requires { { x.stride(0) } -> std::same_as<Index>; }) {  // a strided attn::View
+        if (axis >= 4 - rank) stride = x.stride(axis - 4 + rank);
+      }
+      stride_[i] = shape_[i] == 1 ? 0 : stride;
+      stride *= shape_[i];
     }
   }
 
@@ -224,7 +228,7 @@ template <class T>
 class AdditiveMask {
  public:
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+    requires std::same_as<detail::Element<X>, T> && (!std::same_as<T, bool>)
   explicit AdditiveMask(const X& bias) : bias_(bias) {}
 
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias
@@ -277,7 +281,8 @@ struct And {
     } else if constexpr (!HasBias<A>) {
       return b.bias(at);
     } else {
-      return a.bias(at) + b.bias(at);
+      using Sum = std::conditional_t<std::is_same_v<decltype(a.bias(at)), double>, double, float>;
+      return static_cast<Sum>(a.bias(at)) + static_cast<Sum>(b.bias(at));  // half would overflow to -inf
     }
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {

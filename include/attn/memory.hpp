@@ -75,7 +75,6 @@ class Workspace {
     ~Frame() {
       home_.block_ = block_;
       home_.used_ = used_;
-      if (block_ == 0 && used_ == 0) home_.merge();
     }
 
     /// Room for n objects, aligned to 64 bytes (a cache line, the widest vector), not set.
@@ -94,6 +93,7 @@ class Workspace {
     using Memory = AlignedVector<std::byte>;
 
   void* take(std::size_t bytes) {
+    if (block_ == 0 && used_ == 0) merge();
     bytes = (bytes + cache_line - 1) / cache_line * cache_line;
     while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].size()) {
       ++block_;
@@ -105,19 +105,18 @@ class Workspace {
     return result;
   }
   void add(std::size_t bytes) {
-    blocks_.emplace_back(std::max({bytes, wanted_, std::size_t{4096}}));
-    wanted_ = 0;
+    blocks_.emplace_back(std::max(bytes, std::size_t{4096}));
     used_ = 0;
   }
   void merge() {  // several blocks of a first call become one for the next
     if (blocks_.size() <= 1) return;
     const std::size_t bytes = capacity();
     release();
-    wanted_ = bytes;
+    add(bytes);
   }
 
   std::vector<Memory> blocks_;
-  std::size_t block_ = 0, used_ = 0, wanted_ = 0;
+  std::size_t block_ = 0, used_ = 0;
 };
 
 }  // namespace attn

@@ -79,14 +79,11 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
   constexpr Index step = lanes<A>;
   const Index padded = (n + step - 1) / step * step;
   convert(scratch, x, n);
+  for (Index i = 0; i < padded; i += step) store(scratch + i, live<A>(load(scratch + i)));
   for (Index i = n; i < padded; ++i) scratch[i] = never<A>;
 
   Vec<A> largest = splat(never<A>);
-  for (Index i = 0; i < padded; i += step) {
-    const Vec<A> score = i + step <= n ? live<A>(load(scratch + i)) : load(scratch + i);
-    store(scratch + i, score);
-    largest = larger<A>(largest, score);
-  }
+  for (Index i = 0; i < padded; i += step) largest = larger<A>(largest, load(scratch + i));
   A max = never<A>;
   for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
 

@@ -1,0 +1,107 @@
+// attn for compare.js: one command per line of standard input, one answer per line of standard output.
+//
+//   machine                       -> instruction set, threads, peak in GFLOP/s, read bandwidth in GB/s
+//   attention full   B S H D      -> 32 numbers of the result; what follows times this
+//   attention causal B S H D      -> the same
+//   layer B S E H                 -> the same; the document's module without a mask
+//   run N                         -> milliseconds of one run, the mean of N
+//
+// Inputs are [B,S,H*D] tensors by the formula in support.hpp. An error is answered by "error ..." and ends the program.
+#include <functional>
+#include <iomanip>
+#include <sstream>
+#include <stdexcept>
+
+#include "../support.hpp"
+
+namespace attn_bench {
+namespace {
+
+/// What is timed, and where its result lies.
+struct Task {
+  std::function<void()> run;
+  std::shared_ptr<Tensor<float, 3>> y;
+};
+
+Task attention(const std::string& mask, Index B, Index S, Index H, Index D) {
+  const auto q = std::make_shared<Tensor<float, 3>>(random<3>({B, S, H * D}, 1));
+  const auto k = std::make_shared<Tensor<float, 3>>(random<3>({B, S, H * D}, 2));
+  const auto v = std::make_shared<Tensor<float, 3>>(random<3>({B, S, H * D}, 3));
+  const auto y = std::make_shared<Tensor<float, 3>>(B, S, H * D);
+  const auto with = [=](const auto& typed) {
+    return Task{[=] {
+                  attn::scaled_dot_product_attention_into(attn::split_heads(*y, H), attn::split_heads(*q, H),
+                                                          attn::split_heads(*k, H), attn::split_heads(*v, H), typed);
+                },
+                y};
+  };
+  if (mask == "full") return with(attn::NoMask{});
+  if (mask == "causal") return with(attn::Causal{});
+  throw std::invalid_argument("no such mask: " + mask);
+}
+
+Task layer(Index B, Index S, Index E, Index H) {
+  const auto module = std::make_shared<attn::LlamaAttention<float>>(E, H);
+  module->eval();
+  std::uint32_t seed = 10;
+  const double bound = 1.0 / std::sqrt(static_cast<double>(E));
+  for (attn::Linear<float>* linear : {&module->query(), &module->key(), &module->value(), &module->out_proj()}) {
+    Tensor<float, 2> weight(E, E);
+    fill(weight.data(), E * E, seed++, bound);
+    linear->set_weight(weight);
+    Tensor<float, 1> bias(E);
+    fill(bias.data(), E, seed++, bound);
+    linear->set_bias(bias);
+  }
+  const auto x = std::make_shared<Tensor<float, 3>>(random<3>({B, S, E}, 1));
+  const auto y = std::make_shared<Tensor<float, 3>>(B, S, E);
+  return {[=] { module->forward_into(*y, *x); }, y};
+}
+
+std::string answer(const std::string& line, Task& task) {
+  std::istringstream words(line);
+  std::ostringstream out;
+  out << std::setprecision(9);
+  std::string command, mask;
+  Index n[4] = {};
+  words >> command;
+  if (command == "attention") words >> mask;
+  if (command == "run") {
+    words >> n[0];
+  } else if (command != "machine") {
+    words >> n[0] >> n[1] >> n[2] >> n[3];
+  }
+  if (words.fail()) throw std::invalid_argument("expected a command and its sizes, got: " + line);
+
+  if (command == "machine") {
+    out << attn::isa_name(attn::active_isa()) << ' ' << attn::current_executor().concurrency() << ' ' << peak() * 1e-9
+        << ' ' << bandwidth() * 1e-9;
+  } else if (command == "run") {
+    if (!task.run || n[0] < 1) throw std::invalid_argument("nothing to run");
+    const double time = seconds([&] {
+      for (Index i = 0; i < n[0]; ++i) task.run();
+    });
+    out << time * 1e3 / static_cast<double>(n[0]);
+  } else {
+    if (command != "attention" && command != "layer") throw std::invalid_argument("no such command: " + command);
+    task = {};  // frees the one before
+    task = command == "layer" ? layer(n[0], n[1], n[2], n[3]) : attention(mask, n[0], n[1], n[2], n[3]);
+    task.run();
+    for (Index i = 0; i < 32; ++i) out << (i > 0 ? " " : "") << task.y->data()[i * (task.y->size() - 1) / 31];
+  }
+  return out.str();
+}
+
+}  // namespace
+}  // namespace attn_bench
+
+int main() {
+  try {
+    attn_bench::Task task;
+    for (std::string line; std::getline(std::cin, line);) std::cout << attn_bench::answer(line, task) << std::endl;
+    return 0;
+  } catch (const std::exception& error) {
+    std::cout << "error " << error.what() << std::endl;
+    return 1;
+  }
+}

@@ -1,0 +1,202 @@
+// Steady state allocates nothing, on one thread and on two: counted in operator new, all threads, and in Eigen's own
+// allocator. memory_test.cpp does the same for single calls of small shapes; these are large enough for both threads.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+
+#define EIGEN_RUNTIME_NO_MALLOC  // Eigen's own allocations ask is_malloc_allowed() through eigen_assert
+#undef eigen_assert
+#define eigen_assert(condition) \
+  do {                          \
+    if (!(condition)) throw std::logic_error("eigen_assert: " #condition); \
+  } while (false)
+
+#include "module_support.hpp"
+
+#include <thread>
+
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int> allocations{0};
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  if (counting) ++allocations;
+  void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+// The forms with std::nothrow call these. Not inlined: g++ would see free() meet operator new and warn of a mismatch.
+void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new[](std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
+void* operator new[](std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+using attn::Executor;
+using attn::Index;
+using attn::Tensor;
+using attn_test::random_tensor;
+
+/// Allocations, in any thread, of 5 calls after 3 others; Eigen's throw.
+template <class Call>
+int allocations_of(const Call& call) {
+  for (int i = 0; i < 3; ++i) call();
+  allocations = 0;
+  counting = true;
+  Eigen::internal::set_is_malloc_allowed(false);
+  try {
+    for (int i = 0; i < 5; ++i) call();
+  } catch (const std::logic_error& error) {
+    ADD_FAILURE() << error.what();
+  }
+  Eigen::internal::set_is_malloc_allowed(true);
+  counting = false;
+  return allocations;
+}
+
+TEST(Counting, SeesOtherThreadsAndEveryForm) {
+  attn::ThreadPool pool(2);
+  const auto lane = [](int) {
+    ::operator delete(::operator new(8));
+    ::operator delete[](::operator new[](8));
+    ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64});
+    ::operator delete[](::operator new[](64, std::align_val_t{64}), std::align_val_t{64});
+    ::operator delete(::operator new(8, std::nothrow));
+    (void)attn::AlignedVector<float>(3);
+  };
+  EXPECT_EQ(allocations_of([&] { pool.parallel_for(2, lane); }), 5 * 2 * 6);
+}
+
+/// The serial executor and a pool of two; tells whether a call was given to both threads.
+class SteadyState : public testing::TestWithParam<int> {
+ protected:
+  struct Watched final : Executor {
+    explicit Watched(int threads) : Executor(threads), pool(threads) {}
+    void parallel_for(int count, attn::LaneFunction lane) override {
+      lanes = std::max(lanes, count);
+      pool.parallel_for(count, lane);
+    }
+    attn::ThreadPool pool;
+    int lanes = 1;
+  };
+  /// None in `call`, which is worth all threads.
+  template <class Call>
+  void expect_none(const char* what, const Call& call) {
+    executor_.lanes = 1;
+    EXPECT_EQ(allocations_of(call), 0) << what;
+    EXPECT_EQ(executor_.lanes, GetParam()) << what << " should have been large enough for all threads";
+  }
+
+ private:
+  Watched executor_{GetParam()};
+  attn::UseExecutor use_{executor_};
+};
+INSTANTIATE_TEST_SUITE_P(Threads, SteadyState, testing::Values(1, 2));
+
+template <class T>
+void linear_and_softmax(const auto& expect_none) {
+  const attn::Linear<T> layer(256, 200);
+  const attn::Softmax<T> softmax;
+  const attn::Dropout<T> dropout(0.5);
+  const auto x = random_tensor<T, 3>({2, 50, 256}, 1);
+  const auto row = random_tensor<T, 1>({1024}, 1);
+  const attn::Linear<T> wide(1024, 512);
+  Tensor<T, 3> y(2, 50, 200), z(2, 50, 256);
+  Tensor<T, 1> one(512);
+  expect_none("Linear", [&] { layer.forward_into(y, x); });
+  expect_none("Linear, one row", [&] { wide.forward_into(one, row); });
+  expect_none("Softmax", [&] { softmax.forward_into(z, x); });
+  expect_none("Softmax in place", [&] { softmax.forward_into(z, z); });
+  expect_none("Dropout", [&] { dropout.forward_into(z, x); });
+}
+TEST_P(SteadyState, LinearSoftmaxDropout) {
+  const auto expect = [&](const char* what, const auto& call) { expect_none(what, call); };
+  linear_and_softmax<float>(expect);
+  linear_and_softmax<Eigen::half>(expect);
+}
+
+TEST_P(SteadyState, Attention) {
+  const auto q = random_tensor<float, 4>({2, 4, 200, 32}, 1), k = random_tensor<float, 4>({2, 2, 200, 32}, 2);
+  const auto v = random_tensor<float, 4>({2, 2, 200, 24}, 3);
+  const auto bias = random_tensor<float, 2>({200, 200}, 4);
+  Tensor<float, 4> y(2, 4, 200, 24), weights(2, 4, 200, 200);
+  Tensor<float, 3> lse(2, 4, 200);
+  const std::array<Index, 2> lengths{150, 200};
+  const auto score = [](float s, attn::Position at) { return s - 0.5F * at.distance(); };
+  expect_none("plain", [&] { attn::scaled_dot_product_attention_into(y, q, k, v); });
+  expect_none("masks, a lambda, dropout", [&] {
+    attn::scaled_dot_product_attention_into(y, q, k, v, attn::Causal{} & attn::Padding(lengths), score, {.dropout = 0.1});
+  });
+  expect_none("additive mask", [&] { attn::scaled_dot_product_attention_into(y, q, k, v, bias); });
+  expect_none("all outputs", [&] {
+    const attn::AttentionOutputs<float> out{attn::View<float, 4>(y), attn::View<float, 3>(lse), attn::View<float, 4>(weights)};
+    attn::scaled_dot_product_attention_into(out, q, k, v, attn::Causal{});
+  });
+}
+
+TEST_P(SteadyState, AttentionOfFewQueries) {
+  const auto q = random_tensor<float, 4>({1, 8, 1, 64}, 1), k = random_tensor<float, 4>({1, 2, 2000, 64}, 2);
+  Tensor<float, 4> y(1, 8, 1, 64);
+  expect_none("one query", [&] { attn::scaled_dot_product_attention_into(y, q, k, k, attn::Causal{}); });
+}
+
+attn::LlamaAttention<float> module() {
+  return attn::LlamaAttention<float>(attn::LlamaAttentionConfig{
+      .hidden_size = 256, .num_attention_heads = 8, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}, .window = 600});
+}
+
+TEST_P(SteadyState, Module) {
+  auto attention = module();
+  const auto x = random_tensor<float, 3>({2, 60, 256}, 1);
+  const auto bias = random_tensor<float, 4>({2, 1, 1, 60}, 4);
+  Tensor<float, 3> y(2, 60, 256);
+  expect_none("training", [&] { attention.forward_into(y, x, attn::Causal{}); });
+  attention.eval();
+  expect_none("evaluation", [&] { attention.forward_into(y, x); });
+  expect_none("additive mask", [&] { attention.forward_into(y, x, bias); });
+  attention.value().share(attention.key());
+  expect_none("tied", [&] { attention.forward_into(y, x, attn::Causal{}); });
+}
+
+TEST_P(SteadyState, DecodingWithACache) {
+  auto attention = module();
+  attention.eval();
+  auto cache = attention.make_cache(2, 1200);
+  (void)attention.forward(random_tensor<float, 3>({2, 1100, 256}, 1), attn::Causal{}, cache);
+  cache.roll_back(1, 37);  // sequences of unlike length
+  const auto token = random_tensor<float, 3>({2, 1, 256}, 2);
+  Tensor<float, 3> y(2, 1, 256);
+  expect_none("tokens that follow each other", [&] { attention.forward_into(y, token, attn::Causal{}, cache); });
+  EXPECT_EQ(cache.length(0), 1108);
+  expect_none("several tokens at once", [&] {
+    attention.forward_into(y, token, attn::Causal{}, cache);
+    cache.roll_back(1);
+  });
+}
+
+TEST_P(SteadyState, CallsOfUnlikeSizesAfterOneRound) {
+  auto attention = module();
+  attention.eval();
+  std::vector<Tensor<float, 3>> x, y;
+  for (const Index rows : {200, 7, 64, 1, 130}) {
+    x.push_back(random_tensor<float, 3>({1, rows, 256}, 1));
+    y.emplace_back(1, rows, 256);
+  }
+  expect_none("a round of sizes", [&] {
+    for (std::size_t i = 0; i < x.size(); ++i) attention.forward_into(y[i], x[i], attn::Causal{});
+  });
+}
+
+}  // namespace
