@@ -3,6 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <array>
 #include <attn/attn.hpp>
 #include <cmath>
@@ -78,6 +79,14 @@ template <class M, class F>
   return y;
 }
 
+inline bool rejected = false;
+
+/// What a benchmark does whose result is wrong: it is not timed, and the program fails.
+inline void reject(benchmark::State& state) {
+  rejected = true;
+  state.SkipWithError("wrong result");
+}
+
 // ---- Timing ------------------------------------------------------------------------------------------------------
 
 /// What one run does: arithmetic, bytes that it must move, or both.
@@ -86,8 +95,8 @@ struct Work {
 };
 
 /// The timed loop. Counters: GFLOP/s and the share of what the units can do; GB/s and the share of the read bandwidth.
-/// The limits are measured right before and after the loop, and the larger one counts: other machines' work comes and
-/// goes.
+/// The limits are measured right before and after the loop, and the larger one counts: what else the machine does comes
+/// and goes.
 template <class Run>
 void time_runs(benchmark::State& state, Work work, const Run& run) {
   const double peak_before = work.operations > 0.0 ? peak() : 0.0,
@@ -129,7 +138,7 @@ inline int run(int argc, char** argv) {
     benchmark::AddCustomContext("peak", std::to_string(std::lround(peak() * 1e-9)) + " GFLOP/s");
     benchmark::AddCustomContext("bandwidth", std::to_string(std::lround(bandwidth() * 1e-9)) + " GB/s");
     benchmark::RunSpecifiedBenchmarks();
-    return 0;
+    return rejected ? 1 : 0;
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

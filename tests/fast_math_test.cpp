@@ -294,7 +294,8 @@ TYPED_TEST(FastMath, ExpKeepsItsAccuracy) {  // softmax of {0, x}: the ratio of 
       x(1) = static_cast<T>(-9.0 * i / 2000);
       const auto y = attn::Softmax<T>().forward(x);
       const double exact = std::exp(number(x(1)));
-      ASSERT_NEAR(number(y(1)) / number(y(0)) / exact, 1.0, std::is_same_v<T, double> ? 1e-15 : std::is_same_v<T, float> ? 4e-7 : bar<T>) << number(x(1));
+      constexpr bool is_float = std::is_same_v<T, float>, is_double = std::is_same_v<T, double>;
+      ASSERT_NEAR(number(y(1)) / number(y(0)) / exact, 1.0, is_double ? 1e-15 : is_float ? 4e-7 : bar<T>) << number(x(1));
     }
   });
 }
@@ -304,7 +305,7 @@ TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that
   attn::LlamaAttention<T> module(8, 2);
   module.eval();
   Tensor<T, 3> x(1, 6, 8);
-  for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<T>((i % 7) * 0.25 - 0.75);
+  for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<T>(static_cast<double>(i % 7) * 0.25 - 0.75);
   Tensor<T, 2> mask(6, 6);
   for (Index s = 0; s < 6; ++s)
     for (Index t = 0; t < 6; ++t) mask(s, t) = s == 3 || t > s ? minus_infinity<T>() : T(0);

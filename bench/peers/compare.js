@@ -35,6 +35,7 @@ class Attn {
     this.waiting = [];
     this.process = spawn(program, {stdio: ['pipe', 'pipe', 'inherit'], env: {...process.env, ATTN_NUM_THREADS: `${threads}`}});
     this.process.on('error', error => fail(`${program}: ${error.message}`));
+    this.process.stdin.on('error', () => fail(`${program} does not listen: is it attn_peer?`));
     this.process.on('exit', code => code && fail(`${program} ended with code ${code}`));
     readline.createInterface({input: this.process.stdout}).on('line', line => {
       if (line.startsWith('error')) fail(`${program}: ${line}`);

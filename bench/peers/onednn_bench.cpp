@@ -1,13 +1,19 @@
 // attn::Linear against oneDNN's matmul with prepacked weights and bias, in one process, taking turns.
 //
 //   onednn_bench [--pairs N] [--json FILE]
-#include <dnnl.hpp>
 #include <omp.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <dnnl.hpp>
 #include <fstream>
 #include <iomanip>
+#include <iostream>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "../support.hpp"
@@ -107,7 +113,7 @@ void compare(std::ostream& json, Index M, Index N, Index K, int pairs) {
   json << ", \"ratio\": " << median(ratios) << "}";
 }
 
-int main(int argc, char** argv) {
+int run_all(int argc, char** argv) {
   int pairs = 9;
   std::ofstream json;  // not open: what is written goes nowhere
   for (int i = 1; i < argc; i += 2) {
@@ -143,7 +149,7 @@ int main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    return attn_bench::main(argc, argv);
+    return attn_bench::run_all(argc, argv);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

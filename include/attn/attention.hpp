@@ -20,11 +20,11 @@ namespace attn::inline ATTN_EIGEN_ABI {
 /// How scaled_dot_product_attention computes, and what it returns besides the output.
 struct AttentionOptions {
   std::optional<double> scale = {};  ///< factor on q kT; 1 / sqrt(D) where not set
-  double dropout = 0.0;         ///< probability that an attention weight is dropped, in [0,1]
-  std::uint64_t seed = 0;       ///< dropout's random numbers: the same seed, call and position drop the same weights
-  std::uint32_t call = 0;       ///< which use of the seed this is: count it up from step to step
-  bool log_sum_exp = false;     ///< also return log sum exp of the scores, [B,H,S]; -inf where a row has no key
-  bool weights = false;         ///< also return the attention weights after dropout, [B,H,S,T]
+  double dropout = 0.0;              ///< probability that an attention weight is dropped, in [0,1]
+  std::uint64_t seed = 0;    ///< dropout's random numbers: the same seed, call and position drop the same weights
+  std::uint32_t call = 0;    ///< which use of the seed this is: count it up from step to step
+  bool log_sum_exp = false;  ///< also return log sum exp of the scores, [B,H,S]; -inf where a row has no key
+  bool weights = false;      ///< also return the attention weights after dropout, [B,H,S,T]
   /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
   /// Position::query counts from. KvCache gives it for sequences of unlike length.
   std::span<const Index> query_start = {};
@@ -75,8 +75,8 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           options.dropout);
   require(!options.scale || std::isfinite(*options.scale), fn, "scale, expected a finite number, got ",
           options.scale.value_or(0));
-  require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn, "query_start, expected one for each of ",
-          n.B, " batch entries, got ", std::ssize(options.query_start));
+  require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn,
+          "query_start, expected one for each of ", n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
     require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a position within 2^30, got ", start);
   require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
@@ -105,14 +105,29 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
 template <class T>
 [[nodiscard]] auto heads_of(View<T, 4> x) {
   auto* const data = kernel::stored(x.data());
-  return kernel::Heads<std::remove_pointer_t<decltype(kernel::stored(x.data()))>>{data, x.stride(0), x.stride(1), x.stride(2)};
+  return kernel::Heads<std::remove_pointer_t<decltype(kernel::stored(x.data()))>>{data, x.stride(0), x.stride(1),
+                                                                                  x.stride(2)};
 }
 
 /// The problem as kernels are told it.
 template <Scalar X>
-[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v, const AttentionOptions& options, const AttentionOutputs<X>& out) {
-  return {n.B, n.H, n.G, n.S, n.T, n.D, n.Dv, heads_of(q), heads_of(k), heads_of(v), heads_of(out.output),
-          out.log_sum_exp.data(), kernel::stored(out.weights.data()),
+[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q,
+                                                                            View<const X, 4> k, View<const X, 4> v,
+                                                                            const AttentionOptions& options,
+                                                                            const AttentionOutputs<X>& out) {
+  return {n.B,
+          n.H,
+          n.G,
+          n.S,
+          n.T,
+          n.D,
+          n.Dv,
+          heads_of(q),
+          heads_of(k),
+          heads_of(v),
+          heads_of(out.output),
+          out.log_sum_exp.data(),
+          kernel::stored(out.weights.data()),
           static_cast<Accumulator<X>>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(n.D)))),
           DropoutRule(options.dropout, options.seed, options.call),
           options.query_start.empty() ? nullptr : options.query_start.data()};
@@ -122,7 +137,8 @@ template <Scalar X>
 template <class Kernels, class Stored, class Rules>
 void run_attention(const kernel::AttentionProblem<Stored>& p, const Rules& rules) {
   using A = kernel::AccumulatorOf<Stored>;
-  const double work = static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
+  const double work =
+      static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
   const Workspace::Frame frame;
   if (Kernels::template Decode<Stored>::fits(p)) {
     const typename Kernels::template Decode<Stored> plan(p);
@@ -139,9 +155,8 @@ void run_attention(const kernel::AttentionProblem<Stored>& p, const Rules& rules
     const Index tasks = plan.tasks(p), room = plan.scratch();
     const int threads = lanes(tasks, work);
     auto* const scratch = frame.take<A>(threads * room);
-    for_each_task(tasks, threads, [&](Index task, int lane) {
-      Kernels::attention(p, plan, rules, task, scratch + lane * room);
-    });
+    for_each_task(tasks, threads,
+                  [&](Index task, int lane) { Kernels::attention(p, plan, rules, task, scratch + lane * room); });
   }
 }
 
@@ -191,8 +206,9 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
 /// 2023.
 template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
-[[nodiscard]] AttentionResult<detail::Element<Q>> scaled_dot_product_attention(
-    const Q& q, const K& k, const V& v, const M& mask = {}, const F& score = {}, const AttentionOptions& options = {}) {
+[[nodiscard]] AttentionResult<detail::Element<Q>> scaled_dot_product_attention(const Q& q, const K& k, const V& v,
+                                                                               const M& mask = {}, const F& score = {},
+                                                                               const AttentionOptions& options = {}) {
   using T = detail::Element<Q>;
   const Index B = q.dimension(0), H = q.dimension(1), S = q.dimension(2);
   AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, v.dimension(3)}), {}, {}};

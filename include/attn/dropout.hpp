@@ -45,7 +45,7 @@ class Dropout {
 
   /// Shapes: x of rank 1 to 4 -> the same shape.
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
     auto y = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
     forward_into(y, x);
@@ -55,7 +55,7 @@ class Dropout {
   /// The same, written into a tensor of the same shape, which may be x itself.
   /// Errors: another shape; views with gaps between their rows.
   template <class Y, detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
@@ -92,8 +92,8 @@ class Dropout {
       const Index end = std::min(size, (task + 1) * chunk);
       for (Index i = task * chunk; i < end; ++i)
         y[i] = rule.keep(static_cast<std::uint32_t>(i % (Index{1} << 32)), static_cast<std::uint32_t>(i >> 32), 0)
-                          ? static_cast<T>(static_cast<Accumulator<T>>(x[i]) * scale)
-                          : T(0);
+                   ? static_cast<T>(static_cast<Accumulator<T>>(x[i]) * scale)
+                   : T(0);
     });
   }
 

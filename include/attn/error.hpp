@@ -38,9 +38,8 @@ class Part {
     text_ += ']';
   }
   template <class Number>
-    requires std::is_arithmetic_v<Number>
-  Part(Number number) {  // NOLINT
-    char digits[32];     // as few digits as tell the number from its neighbours
+  requires std::is_arithmetic_v<Number> Part(Number number) {  // NOLINT
+    char digits[32];                                           // as few digits as tell the number from its neighbours
     text_.assign(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
   }
   [[nodiscard]] const std::string& text() const { return text_; }
@@ -59,7 +58,8 @@ template <class... Parts>
 #if defined(__GNUC__)
 [[gnu::cold, gnu::noinline]]  // out of the way of code that checks, and of compile time
 #endif
-[[noreturn]] void fail(std::string_view function, Parts... parts) {
+[[noreturn]] void
+fail(std::string_view function, Parts... parts) {
   raise(function, {Part(parts)...});
 }
 

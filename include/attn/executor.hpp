@@ -36,9 +36,10 @@ template <class... Args>
 class FunctionRef {
  public:
   template <class F>
-    requires(!std::same_as<std::remove_cvref_t<F>, FunctionRef>)
-  FunctionRef(const F& function)  // NOLINT: lambdas convert to it
-      : object_(&function), call_([](const void* object, Args... args) { (*static_cast<const F*>(object))(args...); }) {}
+  requires(!std::same_as<std::remove_cvref_t<F>, FunctionRef>)
+      FunctionRef(const F& function)  // NOLINT: lambdas convert to it
+      : object_(&function),
+        call_([](const void* object, Args... args) { (*static_cast<const F*>(object))(args...); }) {}
 
   void operator()(Args... args) const { call_(object_, args...); }
 

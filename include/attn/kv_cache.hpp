@@ -53,7 +53,8 @@ class KvCache {
   void append(View<const T, 4> keys, View<const T, 4> values) {
     const Index S = keys.dimension(2);
     detail::require_shape("KvCache::append", "keys [B,G,S,D]", keys, {batch(), key_value_heads(), S, head_size()});
-    detail::require_shape("KvCache::append", "values [B,G,S,Dv]", values, {batch(), key_value_heads(), S, value_size()});
+    detail::require_shape("KvCache::append", "values [B,G,S,Dv]", values,
+                          {batch(), key_value_heads(), S, value_size()});
     check_room(S);
     for (Index b = 0; b < batch(); ++b) {
       Index& length = lengths_[static_cast<std::size_t>(b)];

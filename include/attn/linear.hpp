@@ -32,8 +32,8 @@ class Linear {
     const DropoutRule random(0.0, seed, 0);
     const auto fill = [&](Index count, Index row, std::uint32_t plane, auto&& element) {
       for (Index i = 0; i < count; i += 4) {
-        const auto words = philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0},
-                                      random.key());
+        const auto words =
+            philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0}, random.key());
         for (Index j = i; j < std::min(i + 4, count); ++j)
           element(j) = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
       }
@@ -70,7 +70,8 @@ class Linear {
   /// One row of the weight: output `o` of all inputs, into a tensor [in] of the caller's. It serves embeddings that share
   /// their table with the output layer. Errors: a row that does not exist, another shape.
   void weight_row(Index o, View<T, 1> row) const {
-    detail::require(o >= 0 && o < out_features(), "Linear::weight_row", "row, expected one of ", out_features(), ", got ", o);
+    detail::require(o >= 0 && o < out_features(), "Linear::weight_row", "row, expected one of ", out_features(),
+                    ", got ", o);
     detail::require_shape("Linear::weight_row", "row [in]", row, {in_features()});
     for (Index i = 0; i < in_features(); ++i) row(i) = parameters_->at(o, i);
   }
@@ -99,8 +100,8 @@ class Linear {
   /// Errors: another shape.
   void share(const Linear& other) {
     detail::require(in_features() == other.in_features() && out_features() == other.out_features(), "Linear::share",
-                    "features, expected ", in_features(), " in and ", out_features(), " out, got ",
-                    other.in_features(), " in and ", other.out_features(), " out");
+                    "features, expected ", in_features(), " in and ", out_features(), " out, got ", other.in_features(),
+                    " in and ", other.out_features(), " out");
     parameters_ = other.parameters_;
   }
   [[nodiscard]] bool shares_with(const Linear& other) const { return parameters_ == other.parameters_; }
@@ -108,7 +109,7 @@ class Linear {
   /// Shapes: x [..., in] of rank 1 to 4 -> [..., out]. Types: sums in float, for double in double.
   /// Errors: another last dimension.
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
     auto shape = detail::shape_of(x);
     check_input(x);
@@ -121,7 +122,7 @@ class Linear {
   /// The same, written into a tensor [..., out] of the caller's that does not overlap x.
   /// Errors: another last dimension or output shape; views with gaps between their rows.
   template <class Y, detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
@@ -158,19 +159,19 @@ class Linear {
   void run(const T* x, Index rows, T* y) const {
     using Stored = kernel::Stored<T>;
     const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
-    const kernel::LinearProblem<Stored> problem{kernel::stored(x), kernel::stored(parameters_->weight.data()),
-                                                bias, kernel::stored(y), rows, in_features(),
-                                                out_features()};
+    const kernel::LinearProblem<Stored> problem{
+        kernel::stored(x), kernel::stored(parameters_->weight.data()), bias, kernel::stored(y), rows, in_features(),
+        out_features()};
     if (rows == 0) return;
     kernel::dispatch([&](auto kernels) {
       const typename decltype(kernels)::template Linear<Stored> plan(problem, current_executor().concurrency());
       const Workspace::Frame frame;
       const Index tasks = plan.tasks(), room = plan.scratch();
-      const int lanes = detail::lanes(tasks, static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
+      const int lanes =
+          detail::lanes(tasks, static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
       auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
-      detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
-        kernels.linear(problem, plan, task, scratch + lane * room);
-      });
+      detail::for_each_task(tasks, lanes,
+                            [&](Index task, int lane) { kernels.linear(problem, plan, task, scratch + lane * room); });
     });
   }
 

@@ -17,16 +17,16 @@ namespace attn::inline ATTN_EIGEN_ABI {
 
 /// What a LlamaAttention is made of. The defaults are the document's module.
 struct LlamaAttentionConfig {
-  Index hidden_size = 0;                   ///< E
-  Index num_attention_heads = 0;           ///< H
-  Index num_key_value_heads = 0;           ///< G; 0: H, multi-head; 1: multi-query; between: grouped-query
-  Index head_dim = 0;                      ///< D; 0: E / H, which must then divide
-  bool bias = true;                        ///< biases of the four projections
-  double attention_dropout = 0.1;          ///< of the attention weights
-  double projection_dropout = 0.1;         ///< of the output
-  std::optional<RotaryConfig> rotary = {}; ///< turn queries and keys by position
-  std::optional<Index> window = {};        ///< a query sees this many keys, itself included, in every call
-  std::uint64_t seed = 0;                  ///< of initial weights and dropout
+  Index hidden_size = 0;                    ///< E
+  Index num_attention_heads = 0;            ///< H
+  Index num_key_value_heads = 0;            ///< G; 0: H, multi-head; 1: multi-query; between: grouped-query
+  Index head_dim = 0;                       ///< D; 0: E / H, which must then divide
+  bool bias = true;                         ///< biases of the four projections
+  double attention_dropout = 0.1;           ///< of the attention weights
+  double projection_dropout = 0.1;          ///< of the output
+  std::optional<RotaryConfig> rotary = {};  ///< turn queries and keys by position
+  std::optional<Index> window = {};         ///< a query sees this many keys, itself included, in every call
+  std::uint64_t seed = 0;                   ///< of initial weights and dropout
 };
 
 /// A cache, or none: what `forward` takes as its last argument.
@@ -116,8 +116,9 @@ class LlamaAttention {
 
   /// Holds the other's parameters from now on: a change in one shows in both. Errors: sizes that differ.
   void share(const LlamaAttention& other) {
-    detail::require(sizes() == other.sizes(), "LlamaAttention::share", "modules of unlike make, expected [E,H,G,D,bias] = ",
-                    Shape(sizes()), ", got ", Shape(other.sizes()));
+    detail::require(sizes() == other.sizes(), "LlamaAttention::share",
+                    "modules of unlike make, expected [E,H,G,D,bias] = ", Shape(sizes()), ", got ",
+                    Shape(other.sizes()));
     query_.share(other.query_);
     key_.share(other.key_);
     value_.share(other.value_);
@@ -180,21 +181,24 @@ class LlamaAttention {
   static LlamaAttentionConfig complete(LlamaAttentionConfig c) {
     constexpr auto fn = "LlamaAttention";
     detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
-    detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ", c.num_attention_heads);
+    detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ",
+                    c.num_attention_heads);
     if (c.num_key_value_heads == 0) c.num_key_value_heads = c.num_attention_heads;
     detail::require(c.num_key_value_heads >= 1 && c.num_attention_heads % c.num_key_value_heads == 0, fn,
-                    "num_attention_heads, expected a multiple of num_key_value_heads = ", c.num_key_value_heads, ", got ",
-                    c.num_attention_heads);
+                    "num_attention_heads, expected a multiple of num_key_value_heads = ", c.num_key_value_heads,
+                    ", got ", c.num_attention_heads);
     if (c.head_dim == 0) {
-      detail::require(c.hidden_size % c.num_attention_heads == 0, fn, "hidden_size, expected a multiple of num_attention_heads = ",
-                      c.num_attention_heads, ", got ", c.hidden_size);
+      detail::require(c.hidden_size % c.num_attention_heads == 0, fn,
+                      "hidden_size, expected a multiple of num_attention_heads = ", c.num_attention_heads, ", got ",
+                      c.hidden_size);
       c.head_dim = c.hidden_size / c.num_attention_heads;
     }
     detail::require(c.head_dim >= 1, fn, "head_dim, expected at least 1, got ", c.head_dim);
     for (const double p : {c.attention_dropout, c.projection_dropout})
       detail::require(p >= 0.0 && p <= 1.0, fn, "dropout, expected a probability in [0,1], got ", p);
     detail::require(!c.window || *c.window >= 1, fn, "window, expected at least 1, got ", c.window.value_or(0));
-    detail::require(!c.rotary || c.head_dim % 2 == 0, fn, "head_dim, expected an even number with rotary, got ", c.head_dim);
+    detail::require(!c.rotary || c.head_dim % 2 == 0, fn, "head_dim, expected an even number with rotary, got ",
+                    c.head_dim);
     return c;
   }
   [[nodiscard]] std::uint64_t weight_seed(std::uint64_t part) const { return config_.seed * 8 + part; }
@@ -211,7 +215,8 @@ class LlamaAttention {
     const Index H = c.num_attention_heads, G = c.num_key_value_heads, D = c.head_dim;
 
     // 1. Checks, before any work.
-    detail::require(x.dimension(2) == E, fn, "input [B,S,E], expected a last dimension of ", E, ", got ", Shape(x.shape()));
+    detail::require(x.dimension(2) == E, fn, "input [B,S,E], expected a last dimension of ", E, ", got ",
+                    Shape(x.shape()));
     detail::require_shape(fn, "output [B,S,E]", y, x.shape());
     if (cache != nullptr) {
       const std::array<Index, 4> expected{B, G, D, D};
@@ -264,7 +269,8 @@ class LlamaAttention {
     } else {
       cache->append(k_heads, v_heads);
       try {
-        scaled_dot_product_attention_into(out, q_heads, cache->keys(), cache->values(), given & window & Padding(cache->lengths()), NoScore(), options);
+        scaled_dot_product_attention_into(out, q_heads, cache->keys(), cache->values(),
+                                          given & window & Padding(cache->lengths()), NoScore(), options);
       } catch (...) {
         cache->roll_back(S);
         throw;

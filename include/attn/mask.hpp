@@ -50,10 +50,14 @@ concept Mask = requires(const M& mask, Position at, Block block) {
 };
 
 template <class M>
-concept HasBias = requires(const M& mask, Position at) { mask.bias(at); };
+concept HasBias = requires(const M& mask, Position at) {
+  mask.bias(at);
+};
 
 template <class M>
-concept HasCheck = requires(const M& mask) { mask.check("", Index{}, Index{}, Index{}, Index{}); };
+concept HasCheck = requires(const M& mask) {
+  mask.check("", Index{}, Index{}, Index{}, Index{});
+};
 
 /// Keeps everything.
 struct NoMask {
@@ -161,7 +165,8 @@ template <TensorLike X>
 [[nodiscard]] constexpr auto shape_of(const X& x) {
   return [&]<int... axis>(std::integer_sequence<int, axis...>) {
     return std::array<Index, sizeof...(axis)>{static_cast<Index>(x.dimension(axis))...};
-  }(std::make_integer_sequence<int, int{X::NumDimensions}>{});
+  }
+  (std::make_integer_sequence<int, int{X::NumDimensions}>{});
 }
 
 /// A row-major tensor of rank 1 to 4 read as [batch, heads, queries, keys], its axes aligned at the right and repeated
@@ -173,13 +178,16 @@ class BroadcastView {
   explicit BroadcastView(const X& x) : data_(x.data()), rank_(X::NumDimensions) {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: a mask or bias has rank 1 to 4");
-    static_assert(rank == 1 || static_cast<int>(X::Layout) == 1, "attn: row-major tensors only, Eigen::Tensor<T, R, Eigen::RowMajor>");
+    static_assert(rank == 1 || static_cast<int>(X::Layout) == 1,
+                  "attn: row-major tensors only, Eigen::Tensor<T, R, Eigen::RowMajor>");
     const auto shape = shape_of(x);
     std::copy_backward(shape.begin(), shape.end(), shape_.end());
     Index stride = 1;
     for (int axis = 3; axis >= 0; --axis) {
       const auto i = static_cast<std::size_t>(axis);
-      if constexpr (requires { { x.stride(0) } -> std::same_as<Index>; }) {  // a strided attn::View
+      if constexpr (requires {
+                      { x.stride(0) } -> std::same_as<Index>;
+                    }) {  // a strided attn::View
         if (axis >= 4 - rank) stride = x.stride(axis - 4 + rank);
       }
       stride_[i] = shape_[i] == 1 ? 0 : stride;
@@ -209,8 +217,8 @@ class BroadcastView {
 class KeepMask {
  public:
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, bool>
-  explicit KeepMask(const X& keep) : keep_(keep) {}
+  requires std::same_as < detail::Element<X>,
+  bool > explicit KeepMask(const X& keep) : keep_(keep) {}
 
   [[nodiscard]] bool keep(Position at) const { return keep_(at); }
   [[nodiscard]] static constexpr Coverage cover(Block) { return Coverage::mixed; }
@@ -228,8 +236,8 @@ template <class T>
 class AdditiveMask {
  public:
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T> && (!std::same_as<T, bool>)
-  explicit AdditiveMask(const X& bias) : bias_(bias) {}
+  requires std::same_as<detail::Element<X>, T> &&(!std::same_as<T, bool>)explicit AdditiveMask(const X& bias)
+      : bias_(bias) {}
 
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias
   [[nodiscard]] static constexpr Coverage cover(Block) { return Coverage::mixed; }
@@ -273,9 +281,7 @@ struct And {
     if (of_b == Coverage::empty) return Coverage::empty;
     return of_a == Coverage::full && of_b == Coverage::full ? Coverage::full : Coverage::mixed;
   }
-  [[nodiscard]] constexpr auto bias(Position at) const
-    requires HasBias<A> || HasBias<B>
-  {
+  [[nodiscard]] constexpr auto bias(Position at) const requires HasBias<A> || HasBias<B> {
     if constexpr (!HasBias<B>) {
       return a.bias(at);
     } else if constexpr (!HasBias<A>) {
@@ -314,8 +320,8 @@ template <class M>
 
 /// Joins masks; a callable may stand on either side.
 template <class A, class B>
-  requires(Mask<A> && (Mask<B> || PredicateFunction<B>)) || (PredicateFunction<A> && Mask<B>)
-[[nodiscard]] constexpr auto operator&(const A& a, const B& b) {
+requires(Mask<A> && (Mask<B> || PredicateFunction<B>)) ||
+    (PredicateFunction<A> && Mask<B>) [[nodiscard]] constexpr auto operator&(const A& a, const B& b) {
   return And<decltype(as_mask(a)), decltype(as_mask(b))>{as_mask(a), as_mask(b)};
 }
 

@@ -24,9 +24,9 @@ struct AlignedAllocator {
   AlignedAllocator(const AlignedAllocator<U>&) {}  // NOLINT: allocators convert
   [[nodiscard]] T* allocate(std::size_t n) {
     if (n > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_array_new_length();
-    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{cache_line}));
+    return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{cache_line}));
   }
-  void deallocate(T* memory, std::size_t) { ::operator delete(memory, std::align_val_t{cache_line}); }
+  void deallocate(T* memory, std::size_t) { ::operator delete (memory, std::align_val_t{cache_line}); }
   template <class U>
   void construct(U* at) {
     ::new (static_cast<void*>(at)) U;
@@ -90,7 +90,7 @@ class Workspace {
   };
 
  private:
-    using Memory = AlignedVector<std::byte>;
+  using Memory = AlignedVector<std::byte>;
 
   void* take(std::size_t bytes) {
     if (block_ == 0 && used_ == 0) merge();

@@ -52,7 +52,8 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           A& x = p[static_cast<std::size_t>(t)];
           if (x != A{0}) x /= sum;
           if (problem.dropout.active())
-            x *= problem.dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(b * H + h))
+            x *= problem.dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s),
+                                      static_cast<std::uint32_t>(b * H + h))
                      ? static_cast<A>(problem.dropout.scale)
                      : A{0};
           if (out.weights.data() != nullptr) out.weights(b, h, s, t) = static_cast<T>(x);

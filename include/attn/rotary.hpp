@@ -54,7 +54,8 @@ struct LongRopeScaling {
   double factor;                                ///< longest length / original_length
   std::optional<double> attention_factor = {};  ///< sqrt(1 + ln(factor) / ln(original_length)) where not set
 };
-using RotaryScaling = std::variant<std::monostate, LinearScaling, DynamicNtkScaling, Llama3Scaling, YarnScaling, LongRopeScaling>;
+using RotaryScaling =
+    std::variant<std::monostate, LinearScaling, DynamicNtkScaling, Llama3Scaling, YarnScaling, LongRopeScaling>;
 
 struct RotaryConfig {
   RotaryLayout layout = RotaryLayout::half_split;
@@ -70,7 +71,9 @@ class Rotary {
  public:
   /// Errors: a head size that is odd or below 2, theta or a factor that is not positive, factors of the wrong count.
   explicit Rotary(Index head_size, RotaryConfig config = {})
-      : config_(std::move(config)), head_size_(head_size), turned_(config_.dimensions == 0 ? head_size : config_.dimensions) {
+      : config_(std::move(config)),
+        head_size_(head_size),
+        turned_(config_.dimensions == 0 ? head_size : config_.dimensions) {
     constexpr auto fn = "Rotary";
     detail::require(head_size >= 2 && head_size % 2 == 0, fn, "head size, expected an even number, got ", head_size);
     detail::require(turned_ >= 2 && turned_ % 2 == 0 && turned_ <= head_size, fn,
@@ -85,11 +88,13 @@ class Rotary {
 
   /// The angle per position of each pair, for a sequence of `length` positions in all (two scalings ask for it).
   void frequencies(Index length, std::span<double> result) const {
-    detail::require(std::ssize(result) == turned_ / 2, "Rotary::frequencies", "expected room for ", turned_ / 2, ", got ", std::ssize(result));
+    detail::require(std::ssize(result) == turned_ / 2, "Rotary::frequencies", "expected room for ", turned_ / 2,
+                    ", got ", std::ssize(result));
     double theta = config_.theta;
     const auto dimensions = static_cast<double>(turned_);
     if (const auto* s = std::get_if<DynamicNtkScaling>(&config_.scaling)) {
-      const double stretch = static_cast<double>(std::max(length, s->original_length)) / static_cast<double>(s->original_length);
+      const double stretch =
+          static_cast<double>(std::max(length, s->original_length)) / static_cast<double>(s->original_length);
       if (turned_ > 2) theta *= std::pow(s->factor * stretch - (s->factor - 1.0), dimensions / (dimensions - 2.0));
     }
     for (std::size_t i = 0; i < result.size(); ++i) {
@@ -103,7 +108,9 @@ class Rotary {
     if (const auto* s = std::get_if<YarnScaling>(&config_.scaling))
       return s->attention_factor.value_or(s->factor <= 1.0 ? 1.0 : 0.1 * std::log(s->factor) + 1.0);
     if (const auto* s = std::get_if<LongRopeScaling>(&config_.scaling))
-      return s->attention_factor.value_or(s->factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(s->factor) / std::log(static_cast<double>(s->original_length))));
+      return s->attention_factor.value_or(
+          s->factor <= 1.0 ? 1.0
+                           : std::sqrt(1.0 + std::log(s->factor) / std::log(static_cast<double>(s->original_length))));
     return 1.0;
   }
 
@@ -114,8 +121,10 @@ class Rotary {
   void apply(View<T, 4> x, std::span<const Index> start, Index length = 0) const {
     constexpr auto fn = "Rotary::apply";
     const Index B = x.dimension(0), H = x.dimension(1), S = x.dimension(2), half = turned_ / 2;
-    detail::require(x.dimension(3) == head_size_, fn, "last dimension, expected ", head_size_, ", got ", Shape(x.shape()));
-    detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ", std::ssize(start));
+    detail::require(x.dimension(3) == head_size_, fn, "last dimension, expected ", head_size_, ", got ",
+                    Shape(x.shape()));
+    detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ",
+                    std::ssize(start));
     for (const Index position : start) {
       detail::require(position >= 0, fn, "start, expected at least 0, got ", position);
       length = std::max(length, position + S);
@@ -133,7 +142,8 @@ class Rotary {
       float* const cosine = tables + lane * turned_;
       float* const sine = cosine + half;
       for (Index i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(start[static_cast<std::size_t>(b)] + s) * frequency[static_cast<std::size_t>(i)];
+        const double angle =
+            static_cast<double>(start[static_cast<std::size_t>(b)] + s) * frequency[static_cast<std::size_t>(i)];
         cosine[i] = static_cast<float>(std::cos(angle) * factor);
         sine[i] = static_cast<float>(std::sin(angle) * factor);
       }
@@ -179,7 +189,8 @@ class Rotary {
     }
   }
   static void check_factor(double factor) {
-    detail::require(factor > 0.0 && std::isfinite(factor), "Rotary", "scaling factor, expected a positive number, got ", factor);
+    detail::require(factor > 0.0 && std::isfinite(factor), "Rotary", "scaling factor, expected a positive number, got ",
+                    factor);
   }
   static void check_length(Index length) {
     detail::require(length >= 2, "Rotary", "original_length, expected at least 2, got ", length);
@@ -191,8 +202,8 @@ class Rotary {
   static double scaled(const DynamicNtkScaling&, double plain, std::size_t, Index) { return plain; }  // theta has it
   static double scaled(const Llama3Scaling& s, double plain, std::size_t, Index) {
     const double turns = static_cast<double>(s.original_length) * plain / (2.0 * std::numbers::pi);
-    const double keep = std::clamp(
-        (turns - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor), 0.0, 1.0);
+    const double keep =
+        std::clamp((turns - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor), 0.0, 1.0);
     return keep * plain + (1.0 - keep) * plain / s.factor;
   }
   double scaled(const YarnScaling& s, double plain, std::size_t i, Index) const {

@@ -114,8 +114,8 @@ template <class T>
 class ScoreBias {
  public:
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T> && (!std::same_as<T, bool>)
-  explicit ScoreBias(const X& bias) : bias_(bias) {}
+  requires std::same_as<detail::Element<X>, T> &&(!std::same_as<T, bool>)explicit ScoreBias(const X& bias)
+      : bias_(bias) {}
 
   template <class A>
   A operator()(A score, Position at) const {

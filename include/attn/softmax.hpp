@@ -17,7 +17,7 @@ class Softmax {
  public:
   /// Shapes: x of rank 1 to 4 -> the same shape. Types: sums in float, for double in double.
   template <detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
     auto y = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
     forward_into(y, x);
@@ -27,7 +27,7 @@ class Softmax {
   /// The same, written into a tensor of the same shape, which may be x itself.
   /// Errors: another shape; views with gaps between their rows.
   template <class Y, detail::TensorLike X>
-    requires std::same_as<detail::Element<X>, T>
+  requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Softmax takes tensors of rank 1 to 4");
@@ -52,7 +52,8 @@ class Softmax {
     kernel::dispatch([&](auto kernels) {
       const Workspace::Frame frame;
       const Index room = columns + 64;
-      const int lanes = detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
+      const int lanes =
+          detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
       auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
       detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
         for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)

@@ -34,13 +34,13 @@ using Tensor = Eigen::Tensor<T, Rank, Eigen::RowMajor>;
 
 /// A tensor over memory that somebody else owns: TensorMap<float, 3>(pointer, B, S, E).
 template <class T, int Rank>
-using TensorMap = Eigen::TensorMap<std::conditional_t<
-    std::is_const_v<T>, const Tensor<std::remove_const_t<T>, Rank>, Tensor<std::remove_const_t<T>, Rank>>>;
+using TensorMap = Eigen::TensorMap<std::conditional_t<std::is_const_v<T>, const Tensor<std::remove_const_t<T>, Rank>,
+                                                      Tensor<std::remove_const_t<T>, Rank>>>;
 
 /// The element types of attn. Half and bfloat16 are stored low and computed in float.
 template <class T>
 concept Scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, Eigen::half> ||
-                 std::same_as<T, Eigen::bfloat16>;
+    std::same_as<T, Eigen::bfloat16>;
 
 /// The type in which sums, scores and softmax are computed: double for double, float for all others.
 template <Scalar T>
@@ -59,10 +59,10 @@ template <class T, int Rank>
 inline constexpr bool is_view<View<T, Rank>> = true;
 
 template <class X, class T, int Rank>
-concept ConvertsToView = TensorLike<std::remove_cvref_t<X>> && (!is_view<std::remove_cvref_t<X>>) &&
-                         (std::remove_cvref_t<X>::NumDimensions == Rank) &&
-                         std::convertible_to<decltype(std::declval<X&>().data()), T*> &&
-                         std::same_as<Element<std::remove_cvref_t<X>>, std::remove_const_t<T>>;
+concept ConvertsToView = TensorLike<std::remove_cvref_t<X>> &&
+                         (!is_view<std::remove_cvref_t<X>>)&&(std::remove_cvref_t<X>::NumDimensions == Rank) &&
+                         std::convertible_to<decltype(std::declval<X&>().data()), T*>&& std::same_as<
+                             Element<std::remove_cvref_t<X>>, std::remove_const_t<T>>;
 
 }  // namespace attn::detail
 
@@ -88,8 +88,8 @@ class View {
   View(T* data, const Sizes& shape, const Sizes& stride) : data_(data), shape_(shape), stride_(stride) {}
 
   template <class X>
-    requires detail::ConvertsToView<X, T, Rank>
-  View(X&& x)  // NOLINT: a view is what attn functions take, so tensors convert to it
+  requires detail::ConvertsToView<X, T, Rank> View(
+      X&& x)  // NOLINT: a view is what attn functions take, so tensors convert to it
       : View(x.data(), detail::shape_of(x)) {
     static_assert(Rank <= 1 || static_cast<int>(std::remove_cvref_t<X>::Layout) == Eigen::RowMajor,
                   "attn: row-major tensors only, Eigen::Tensor<T, Rank, Eigen::RowMajor>");
@@ -122,7 +122,7 @@ class View {
 
 /// A tensor, TensorMap or View of rank `Rank`.
 template <class X, int Rank>
-concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> && (std::remove_cvref_t<X>::NumDimensions == Rank) &&
+concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> &&(std::remove_cvref_t<X>::NumDimensions == Rank) &&
                    Scalar<detail::Element<std::remove_cvref_t<X>>>;
 
 /// [B,S,H*D] seen as [B,H,S,D]: heads are split by strides alone, nothing is moved.

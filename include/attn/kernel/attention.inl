@@ -9,11 +9,11 @@
 
 template <class A>
 struct AttentionTiles {
-  static constexpr int vectors = 3;                            // per panel of queries
-  static constexpr Index panel = vectors * lanes<A>;           // queries side by side
+  static constexpr int vectors = 3;                   // per panel of queries
+  static constexpr Index panel = vectors * lanes<A>;  // queries side by side
   static constexpr Index panels = panel >= 192 ? 1 : 192 / panel;
-  static constexpr Index block_rows = panel * panels;          // queries of one task
-  static constexpr Index keys = 64;                            // keys of one step
+  static constexpr Index block_rows = panel * panels;  // queries of one task
+  static constexpr Index keys = 64;                    // keys of one step
   static constexpr int key_rows = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
 };
 
@@ -146,7 +146,8 @@ void value_panel(A* y, Index y_stride, const A* p, const A* v, Index v_stride, I
     const Index left = (y_stride - c) / lanes<A>;
     const Index n = left >= 4 ? 4 : left >= 2 ? 2 : 1;
     if (n == 4) value_columns<A, wide ? 6 : 3, 4>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
-    if (n == 2) value_columns<A, wide && panel % 12 == 0 ? 12 : 6, 2>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
+    if (n == 2)
+      value_columns<A, wide && panel % 12 == 0 ? 12 : 6, 2>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
     if (n == 1) value_columns<A, one, 1>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
     c += n * lanes<A>;
   }
@@ -159,9 +160,9 @@ void drop(A* p, Index key_stride, Index row_stride, Index keys, Index rows, cons
   for (Index row = 0; row < rows; ++row)
     for (Index t = 0; t < keys;) {
       const auto column = static_cast<std::uint32_t>(first.key + t);
-      const auto words = philox4x32({column / 4, static_cast<std::uint32_t>(first.row + row),
-                                     static_cast<std::uint32_t>(plane), rule.call},
-                                    rule.key());
+      const auto words = philox4x32(
+          {column / 4, static_cast<std::uint32_t>(first.row + row), static_cast<std::uint32_t>(plane), rule.call},
+          rule.key());
       for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t) {
         A& weight = p[t * key_stride + row * row_stride];
         weight = words[i] >= rule.threshold ? weight * static_cast<A>(rule.scale) : A{0};
@@ -189,16 +190,20 @@ struct RulesOf {
     constexpr int width = AttentionTiles<A>::panel;
     const auto last = static_cast<std::int32_t>(rows - 1);
     for (Index t = 0; t < keys; ++t, ++first.key) {
-      if (masked) apply<true, 1, 0, width>(rules, s + t * width, last, first);
-      else apply<false, 1, 0, width>(rules, s + t * width, last, first);
+      if (masked)
+        apply<true, 1, 0, width>(rules, s + t * width, last, first);
+      else
+        apply<false, 1, 0, width>(rules, s + t * width, last, first);
     }
   }
   static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
     constexpr int width = lanes<A>;
     for (Index t = 0; t < keys; t += width, first.key += width) {
       const auto last = static_cast<std::int32_t>(keys - 1 - t);
-      if (masked) apply<true, 0, 1, width>(rules, s + t, last, first);
-      else apply<false, 0, 1, width>(rules, s + t, last, first);
+      if (masked)
+        apply<true, 0, 1, width>(rules, s + t, last, first);
+      else
+        apply<false, 0, 1, width>(rules, s + t, last, first);
     }
   }
 
@@ -244,8 +249,10 @@ bool trim(const Rules<A>& rules, Block& block, bool& masked) {
     const std::int32_t middle = low + (high - low) / 2;
     Block rest = block;
     rest.first.key = middle;
-    if (rules.cover(rules, rest) == Coverage::empty) high = middle;
-    else low = middle + 1;
+    if (rules.cover(rules, rest) == Coverage::empty)
+      high = middle;
+    else
+      low = middle + 1;
   }
   block.last.key = high - 1;
   low = block.first.key, high = block.last.key;
@@ -253,8 +260,10 @@ bool trim(const Rules<A>& rules, Block& block, bool& masked) {
     const std::int32_t middle = low + (high - low) / 2;
     Block rest = block;
     rest.last.key = middle;
-    if (rules.cover(rules, rest) == Coverage::empty) low = middle + 1;
-    else high = middle;
+    if (rules.cover(rules, rest) == Coverage::empty)
+      low = middle + 1;
+    else
+      high = middle;
   }
   block.first.key = low;
   return block.first.key <= block.last.key;
@@ -325,13 +334,13 @@ struct AttentionTask {
     old = s + Tiles::keys * Tiles::panel;
     A* const copies = old + Tiles::panel;
     v = {p.v.at(b, g, 0), p.v.row, p.Dv, plan.padded_dv, plan.copies_v ? copies : nullptr};
-    k = {p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d,
-         Plan::low ? copies + Tiles::keys * plan.padded_dv : nullptr};
+    k = {p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d, Plan::low ? copies + Tiles::keys * plan.padded_dv : nullptr};
   }
 
   void run() {
     for (Index row = 0; row < rows; row += Tiles::panel) {
-      pack_queries(q + row * plan.padded_d, p.q.at(b, h, first_row + row), p.q.row, std::min(Tiles::panel, rows - row), p.D);
+      pack_queries(q + row * plan.padded_d, p.q.at(b, h, first_row + row), p.q.row, std::min(Tiles::panel, rows - row),
+                   p.D);
       for (Index i = 0; i < Tiles::panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
       for (Index i = 0; i < Tiles::panel * plan.padded_dv; ++i) y[row * plan.padded_dv + i] = 0;
     }
@@ -366,9 +375,12 @@ struct AttentionTask {
     Index stride = 0;
     const A* const from = k.at(t, block.first.key, block.last.key, stride);
     const A* const panel = q + row * plan.padded_d;
-    if (count > 2 * lanes<A>) score_panel<A, 3>(s, panel, from, stride, keys, p.D, p.scale);
-    else if (count > lanes<A>) score_panel<A, 2>(s, panel, from, stride, keys, p.D, p.scale);
-    else score_panel<A, 1>(s, panel, from, stride, keys, p.D, p.scale);
+    if (count > 2 * lanes<A>)
+      score_panel<A, 3>(s, panel, from, stride, keys, p.D, p.scale);
+    else if (count > lanes<A>)
+      score_panel<A, 2>(s, panel, from, stride, keys, p.D, p.scale);
+    else
+      score_panel<A, 1>(s, panel, from, stride, keys, p.D, p.scale);
     if (masked || rules.scores) rules.panel(rules, s, keys, count, block.first, masked);
     return true;
   }

@@ -12,7 +12,8 @@ struct Kernels {
   template <class T>
   using Linear = LinearPlan<T>;
   template <class T>
-  static void linear(const LinearProblem<T>& problem, const LinearPlan<T>& plan, Index task, AccumulatorOf<T>* scratch) {
+  static void linear(const LinearProblem<T>& problem, const LinearPlan<T>& plan, Index task,
+                     AccumulatorOf<T>* scratch) {
     linear_task(problem, plan, task, scratch);
   }
   template <class T>

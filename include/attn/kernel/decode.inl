@@ -30,9 +30,7 @@ struct DecodePlan {
   /// Of one chunk: per row the maximum, the sum and the output so far.
   [[nodiscard]] Index partial() const { return rows * (padded_dv + 2); }
   /// Scratch memory per thread, in accumulators.
-  [[nodiscard]] Index scratch() const {
-    return rows * (padded_d + step + lanes<A>) + step * (padded_d + padded_dv);
-  }
+  [[nodiscard]] Index scratch() const { return rows * (padded_d + step + lanes<A>)+step * (padded_d + padded_dv); }
 };
 
 /// The sums of the lanes of `lanes` vectors, as one vector: a tree of perfect shuffles.
@@ -52,7 +50,8 @@ ATTN_INLINE Vec<A> sum_lanes(Vec<A> (&v)[lanes<A>]) {
 
 /// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors.
 template <class A>
-void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index k_stride, Index keys, Index D, A scale) {
+void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index k_stride, Index keys, Index D,
+                A scale) {
   constexpr int n = lanes<A>;
   for (Index t = 0; t < keys; t += n) {
     const A* key[n];
@@ -130,8 +129,7 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
   A* const s = q + plan.rows * plan.padded_d;  // [row][step]
   A* const old = s + plan.rows * step;         // [row]
   A* const copies = old + (plan.rows + n - 1) / n * n;
-  StepRows<T> k{p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d,
-                Plan::low || plan.padded_d != p.D ? copies : nullptr};
+  StepRows<T> k{p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d, Plan::low || plan.padded_d != p.D ? copies : nullptr};
   StepRows<T> v{p.v.at(b, g, 0), p.v.row, p.Dv, Dv, plan.copies_v ? copies + step * plan.padded_d : nullptr};
 
   for (Index r = 0; r < plan.rows; ++r) {
@@ -148,7 +146,8 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
     Index first = end, last = -1;
     bool masked = false;
     for (Index h = 0; h < heads; ++h) {
-      Block block{p.position(b, g * heads + h, 0, t), p.position(b, g * heads + h, p.S - 1, std::min(t + step, end) - 1)};
+      Block block{p.position(b, g * heads + h, 0, t),
+                  p.position(b, g * heads + h, p.S - 1, std::min(t + step, end) - 1)};
       bool mixed = false;
       if (!trim(rules, block, mixed)) {
         masked = true;
@@ -216,6 +215,5 @@ void join_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, Index ta
   const Vec<A> divisor = splat(dead ? A{1} : sum);
   for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) / divisor);
   convert(p.y.at(b, h, s), scratch, p.Dv);
-  if (p.log_sum_exp != nullptr)
-    p.log_sum_exp[task] = dead ? -std::numeric_limits<A>::infinity() : most + std::log(sum);
+  if (p.log_sum_exp != nullptr) p.log_sum_exp[task] = dead ? -std::numeric_limits<A>::infinity() : most + std::log(sum);
 }

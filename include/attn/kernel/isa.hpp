@@ -30,9 +30,12 @@ enum class Isa : std::uint8_t {
 
 [[nodiscard]] constexpr std::string_view isa_name(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::baseline: break;
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::baseline:
+      break;
   }
   return "baseline";
 }

@@ -23,9 +23,9 @@ ATTN_INLINE Vec<double> exp(Vec<double> x) {
   const Vec<double> n = opaque(shifted - 6755399441056767.0);
   Vec<double> r = opaque(x - n * 0.693147180369123816490);
   r = r - n * 1.90821492927058770002e-10;
-  constexpr double factorial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                  1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-                                  1.0 / 6,          1.0 / 2,         1.0,            1.0};
+  constexpr double factorial[] = {
+      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
   Vec<double> y = splat(factorial[0]);
   for (int i = 1; i < 14; ++i) y = y * r + factorial[i];
   y *= from_bits<double>(bits<double>(shifted) << 52);

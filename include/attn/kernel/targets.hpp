@@ -65,7 +65,8 @@ namespace attn::kernel::avx2 {
 #define ATTN_VECTOR_REGISTERS 32
 #define ATTN_VECTOR_CONSTRAINT "v"
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
@@ -94,10 +95,13 @@ template <class Function>
 void dispatch(const Function& function) {
   switch (active_isa()) {
 #if ATTN_X86_TARGETS
-    case Isa::avx512: return function(avx512::Kernels{});
-    case Isa::avx2: return function(avx2::Kernels{});
+    case Isa::avx512:
+      return function(avx512::Kernels{});
+    case Isa::avx2:
+      return function(avx2::Kernels{});
 #endif
-    default: return function(baseline::Kernels{});
+    default:
+      return function(baseline::Kernels{});
   }
 }
 
