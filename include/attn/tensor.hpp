@@ -16,14 +16,14 @@
 // Eigen's tensors change allocator with the widest alignment that -m flags allow, so tensors must not cross between
 // translation units that differ in it. Everything that holds a tensor lives in an inline namespace named after the
 // alignment: such a mix does not link, and the missing symbol says why.
-#if EIGEN_MAX_ALIGN_BYTES >= 64
-#define ATTN_EIGEN_ABI eigen_max_align_bytes_64
-#elif EIGEN_MAX_ALIGN_BYTES >= 32
-#define ATTN_EIGEN_ABI eigen_max_align_bytes_32
-#elif EIGEN_MAX_ALIGN_BYTES >= 16
-#define ATTN_EIGEN_ABI eigen_max_align_bytes_16
+#if EIGEN_DEFAULT_ALIGN_BYTES >= 64
+#define ATTN_EIGEN_ABI eigen_default_align_bytes_64
+#elif EIGEN_DEFAULT_ALIGN_BYTES >= 32
+#define ATTN_EIGEN_ABI eigen_default_align_bytes_32
+#elif EIGEN_DEFAULT_ALIGN_BYTES >= 16
+#define ATTN_EIGEN_ABI eigen_default_align_bytes_16
 #else
-#define ATTN_EIGEN_ABI eigen_max_align_bytes_0
+#define ATTN_EIGEN_ABI eigen_default_align_bytes_0
 #endif
 
 namespace attn::inline ATTN_EIGEN_ABI {

@@ -11,9 +11,8 @@ template <class A>
 struct AttentionTiles {
   static constexpr int vectors = 3;                   // per panel of queries
   static constexpr Index panel = vectors * lanes<A>;  // queries side by side
-  static constexpr Index panels = panel >= 192 ? 1 : 192 / panel;
-  static constexpr Index block_rows = panel * panels;  // queries of one task
-  static constexpr Index keys = 64;                    // keys of one step
+  static constexpr Index most_rows = 384;             // queries of one task: 96 or 192 read k and v too often (15, 5 %)
+  static constexpr Index keys = 32;                   // keys of one step: 64 to 128 are up to 5 % slower
   static constexpr int key_rows = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
 };
 
@@ -23,12 +22,15 @@ struct AttentionPlan {
   using A = AccumulatorOf<T>;
   using Tiles = AttentionTiles<A>;
   static constexpr bool low = !std::is_same_v<T, A>;
-  Index row_blocks, panels, padded_d, padded_dv;
+  Index panels, block_rows, row_blocks, padded_d, padded_dv;
   bool copies_v;
 
-  explicit AttentionPlan(const AttentionProblem<T>& p) {
-    row_blocks = (p.S + Tiles::block_rows - 1) / Tiles::block_rows;
-    panels = std::min(Tiles::panels, (p.S + Tiles::panel - 1) / Tiles::panel);
+  AttentionPlan(const AttentionProblem<T>& p, Index threads) {
+    // Panels are the same rows however many of them a task has, so this may depend on the number of threads.
+    panels = std::min(std::max<Index>(1, Tiles::most_rows / Tiles::panel), (p.S + Tiles::panel - 1) / Tiles::panel);
+    while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * Tiles::panel) panels = (panels + 1) / 2;
+    block_rows = std::max<Index>(panels, 1) * Tiles::panel;
+    row_blocks = (p.S + block_rows - 1) / block_rows;
     padded_d = (p.D + lanes<A> - 1) / lanes<A> * lanes<A>;
     padded_dv = (p.Dv + lanes<A> - 1) / lanes<A> * lanes<A>;
     // Rows of v that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 1 % and saves
@@ -323,8 +325,8 @@ struct AttentionTask {
     b = task % (p.B * p.H) / p.H;
     h = task % p.H;
     g = h / (p.H / p.G);
-    first_row = block * Tiles::block_rows;
-    rows = std::min(Tiles::block_rows, p.S - first_row);
+    first_row = block * plan.block_rows;
+    rows = std::min(plan.block_rows, p.S - first_row);
     const Index lanes_ = plan.panels * Tiles::panel;
     q = scratch;
     y = q + lanes_ * plan.padded_d;
@@ -368,7 +370,8 @@ struct AttentionTask {
              p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
     if (!trim(rules, block, masked)) return false;
     // The next step's keys and values come nearer while this one is computed: each panel asks for its share.
-    const Index share = Tiles::keys / plan.panels, ahead = t + Tiles::keys + row / Tiles::panel * share;
+    const Index share = (Tiles::keys + plan.panels - 1) / plan.panels,
+                ahead = t + Tiles::keys + row / Tiles::panel * share;
     k.prefetch_rows(ahead, std::min(ahead + share, p.T_));
     v.prefetch_rows(ahead, std::min(ahead + share, p.T_));
     const Index keys = block.last.key - block.first.key + 1;
@@ -389,7 +392,7 @@ struct AttentionTask {
   void finish() {
     for (Index row = 0; row < rows; ++row) {
       A* const from = y + row * plan.padded_dv;
-      const bool dead = sum[row] == A{0};
+      const bool dead = is_zero(sum[row]);
       const Vec<A> divisor = splat(dead ? A{1} : sum[row]);
       for (Index i = 0; i < plan.padded_dv; i += lanes<A>) store(from + i, load(from + i) / divisor);
       convert(p.y.at(b, h, first_row + row), from, p.Dv);
@@ -412,7 +415,7 @@ struct AttentionTask {
         const Index keys = block.last.key - block.first.key + 1;
         for (Index i = 0; i < Tiles::panel; i += lanes<A>) {
           const Vec<A> shift = shift_of<A>(load(largest + row + i)), total = load(sum + row + i);
-          const Vec<A> divisor = total == A{0} ? Vec<A>{} + A{1} : total;
+          const Vec<A> divisor = bits<A>(total) == 0 ? splat(A{1}) : total;
           for (Index key = 0; key < keys; ++key) {
             A* const at = s + key * Tiles::panel + i;
             store(at, exp(load(at) - shift) / divisor);

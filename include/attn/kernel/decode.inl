@@ -211,7 +211,7 @@ void join_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, Index ta
     sum += largest[plan.rows + row] * factor[0];
     for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) + load(y + i) * factor);
   }
-  const bool dead = sum == A{0};
+  const bool dead = is_zero(sum);
   const Vec<A> divisor = splat(dead ? A{1} : sum);
   for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) / divisor);
   convert(p.y.at(b, h, s), scratch, p.Dv);

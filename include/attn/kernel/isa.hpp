@@ -35,9 +35,9 @@ enum class Isa : std::uint8_t {
     case Isa::avx512:
       return "avx512";
     case Isa::baseline:
-      break;
+      return "baseline";
   }
-  return "baseline";
+  return "unknown";
 }
 
 namespace detail {
@@ -75,20 +75,21 @@ inline std::vector<Isa> find_isas() {
 namespace detail {
 
 /// What the name says, in an error's words when the CPU lacks it.
-inline Isa checked_isa(std::string_view function, std::string_view name) {
+inline Isa checked_isa(std::string_view function, std::string_view what, std::string_view name) {
   std::string known;
   for (const Isa isa : supported_isas()) {
     if (isa_name(isa) == name) return isa;
     known += known.empty() ? "" : ", ";
     known += isa_name(isa);
   }
-  fail(function, "instruction set, expected one that this CPU has (", std::string_view(known), "), got ", name);
+  fail(function, what, ", expected one that this CPU has (", std::string_view(known), "), got ", name);
 }
 
 inline std::atomic<Isa>& chosen_isa() {
   static std::atomic<Isa> chosen([] {
     const char* forced = std::getenv("ATTN_ISA");
-    return forced == nullptr || *forced == '\0' ? supported_isas().back() : checked_isa("active_isa", forced);
+    return forced == nullptr || *forced == '\0' ? supported_isas().back()
+                                                : checked_isa("active_isa", "instruction set ATTN_ISA", forced);
   }());
   return chosen;
 }
@@ -101,7 +102,7 @@ inline std::atomic<Isa>& chosen_isa() {
 
 /// Uses another instruction set from the next call on, in all threads. Errors: this CPU lacks it.
 inline void set_active_isa(Isa isa) {
-  static_cast<void>(detail::checked_isa("set_active_isa", isa_name(isa)));
+  static_cast<void>(detail::checked_isa("set_active_isa", "instruction set", isa_name(isa)));
   detail::chosen_isa().store(isa);
 }
 

@@ -24,6 +24,11 @@
 
 // What the compiler was told to assume: 16-byte vectors, on x86-64 of 16 registers, on AArch64 of 32.
 #define ATTN_VECTOR_BYTES 16
+#if defined(__aarch64__) || defined(__FMA__)
+#define ATTN_FUSED_MULTIPLY 1
+#else
+#define ATTN_FUSED_MULTIPLY 0
+#endif
 #if defined(__aarch64__)
 #define ATTN_VECTOR_REGISTERS 32
 #define ATTN_VECTOR_CONSTRAINT "w"
@@ -31,16 +36,30 @@
 #define ATTN_VECTOR_REGISTERS 16
 #define ATTN_VECTOR_CONSTRAINT "x"
 #endif
-namespace attn::kernel::baseline {
+// The baseline of a unit compiled with -m flags is another one than that of a unit without, and the linker must not put
+// either in the other's place: an inline namespace tells them apart.
+#if defined(__AVX512F__)
+#define ATTN_BASELINE with_avx512f
+#elif defined(__AVX2__)
+#define ATTN_BASELINE with_avx2
+#elif defined(__AVX__)
+#define ATTN_BASELINE with_avx
+#else
+#define ATTN_BASELINE plain
+#endif
+namespace attn::kernel::baseline::inline ATTN_BASELINE {
 #include "body.inl"
-}  // namespace attn::kernel::baseline
+}  // namespace attn::kernel::baseline::inline ATTN_BASELINE
+#undef ATTN_BASELINE
 #undef ATTN_VECTOR_BYTES
+#undef ATTN_FUSED_MULTIPLY
 #undef ATTN_VECTOR_REGISTERS
 #undef ATTN_VECTOR_CONSTRAINT
 
 #if ATTN_X86_TARGETS
 
 #define ATTN_VECTOR_BYTES 32
+#define ATTN_FUSED_MULTIPLY 1
 #define ATTN_VECTOR_REGISTERS 16
 #define ATTN_VECTOR_CONSTRAINT "x"
 #if defined(__clang__)
@@ -58,10 +77,12 @@ namespace attn::kernel::avx2 {
 #pragma GCC pop_options
 #endif
 #undef ATTN_VECTOR_BYTES
+#undef ATTN_FUSED_MULTIPLY
 #undef ATTN_VECTOR_REGISTERS
 #undef ATTN_VECTOR_CONSTRAINT
 
 #define ATTN_VECTOR_BYTES 64
+#define ATTN_FUSED_MULTIPLY 1
 #define ATTN_VECTOR_REGISTERS 32
 #define ATTN_VECTOR_CONSTRAINT "v"
 #if defined(__clang__)
@@ -80,6 +101,7 @@ namespace attn::kernel::avx512 {
 #pragma GCC pop_options
 #endif
 #undef ATTN_VECTOR_BYTES
+#undef ATTN_FUSED_MULTIPLY
 #undef ATTN_VECTOR_REGISTERS
 #undef ATTN_VECTOR_CONSTRAINT
 
