@@ -132,16 +132,16 @@ TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
   out.weights = View<float, 4>(weights.data(), {2, 4, 3, 5}, {60, 15, 6, 1});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "weights", "expected a packed tensor"}));
 }
-TEST_F(BadInput, two_to_the_31_queries_keys_or_heads) {
-  constexpr Index many = Index{1} << 31;
+TEST_F(BadInput, more_than_two_to_the_30_queries_keys_or_heads) {
+  constexpr Index many = (Index{1} << 30) + 1;
   const auto view = [&](Index h, Index s, Index d) { return View<const float, 4>(q.data(), {1, h, s, d}); };
   AttentionOutputs<float> out = all();
   EXPECT_TRUE(reads(refusal_into(out, view(1, many, 8), view(1, 5, 8), view(1, 5, 6)),
-                    {fn, "expected fewer than 2^31", "got q [1,1,2147483648,8]"}));
+                    {fn, "expected at most 2^30 queries", "got q [1,1,1073741825,8]"}));
   EXPECT_TRUE(reads(refusal_into(out, view(1, 3, 8), view(1, many, 8), view(1, many, 6)),
-                    {fn, "expected fewer than 2^31", "k [1,1,2147483648,8]"}));
+                    {fn, "expected at most 2^30 queries", "k [1,1,1073741825,8]"}));
   EXPECT_TRUE(
-      reads(refusal_into(out, view(many, 3, 8), view(1, 5, 8), view(1, 5, 6)), {fn, "expected fewer than 2^31"}));
+      reads(refusal_into(out, view(many, 3, 8), view(1, 5, 8), view(1, 5, 6)), {fn, "expected at most 2^30 queries"}));
 }
 TEST_F(BadInput, heads_that_do_not_divide_the_last_dimension) {
   Tensor<float, 3> x(2, 7, 48);
@@ -185,14 +185,14 @@ TEST_F(BadInput, query_start_of_another_length) {
   EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
                     {fn, "query_start", "expected one for each of 2 batch entries", "got 3"}));
 }
-TEST_F(BadInput, query_start_beyond_32_bit) {
+TEST_F(BadInput, query_start_beyond_2_to_the_30) {
   AttentionOptions options;
-  for (const Index far : {(Index{1} << 31) - 2, Index{1} << 40, -(Index{1} << 31), std::numeric_limits<Index>::min(),
+  for (const Index far : {(Index{1} << 30) + 1, Index{1} << 40, -(Index{1} << 30) - 1, std::numeric_limits<Index>::min(),
                           std::numeric_limits<Index>::max()}) {
     const std::array<Index, 2> start{0, far};
     options.query_start = start;
     EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
-                      {fn, "query_start", "expected a 32-bit position", "got " + std::to_string(far)}));
+                      {fn, "query_start", "expected a position within 2^30", "got " + std::to_string(far)}));
   }
 }
 
