@@ -4,8 +4,8 @@
 //   - q is the packed operand of the tile (once per task, it stays in L1), k is read as it lies: no key is ever packed;
 //   - the softmax needs no horizontal step: running maximum and sum are one vector per 16 queries;
 //   - p is stored as [key][query], which is how the tile wants its rows for p v, and v is again read as it lies.
-// Memory traffic per task of `block_rows` queries: k and v once from L2 or L3, D + Dv elements per key for 2 * block_rows
-// * (D + Dv) flops. At 192 rows and 4 bytes that is 1 byte in 96 flops: arithmetic, not memory, is the limit.
+// Memory traffic per task of up to 384 queries: k and v once from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv)
+// flops. At 4 bytes that is 1 byte in 192 flops: arithmetic, not memory, is the limit.
 
 template <class A>
 struct AttentionTiles {
