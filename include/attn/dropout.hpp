@@ -61,8 +61,7 @@ class Dropout {
     static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
     const View<const T, rank> x(from);
     const View<T, rank> y(to);
-    detail::require_shape("Dropout::forward", "output", y, x.shape());
-    detail::require(detail::is_packed(x) && detail::is_packed(y), "Dropout::forward", "views, expected packed tensors");
+    detail::require_packed_pair("Dropout::forward", x, y, x.shape());
     run(x.data(), x.size(), y.data());
   }
 

@@ -29,11 +29,11 @@ class Linear {
                     in_features, " in and ", out_features, " out");
     parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
     const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
-    const DropoutRule random(0.0, seed, 0);
+    const auto key = philox_key(seed);
     const auto fill = [&](Index count, Index row, std::uint32_t plane, auto&& element) {
       for (Index i = 0; i < count; i += 4) {
         const auto words =
-            philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0}, random.key());
+            philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0}, key);
         for (Index j = i; j < std::min(i + 4, count); ++j)
           element(j) = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
       }
@@ -131,8 +131,7 @@ class Linear {
     check_input(x);
     auto expected = x.shape();
     expected.back() = out_features();
-    detail::require_shape("Linear::forward", "output", y, expected);
-    detail::require(detail::is_packed(x) && detail::is_packed(y), "Linear::forward", "views, expected packed tensors");
+    detail::require_packed_pair("Linear::forward", x, y, expected);
     run(x.data(), x.size() / in_features(), y.data());
   }
 

@@ -21,6 +21,11 @@ namespace attn {
   return counter;
 }
 
+/// A seed as Philox's key.
+[[nodiscard]] constexpr std::array<std::uint32_t, 2> philox_key(std::uint64_t seed) {
+  return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+}
+
 /// Which elements inverted dropout keeps, and by what it multiplies them: a pure function of seed, call and position,
 /// so it does not depend on tiling, thread count or instruction set.
 struct DropoutRule {
@@ -38,9 +43,7 @@ struct DropoutRule {
         scale(p < 1.0 ? 1.0 / (1.0 - p) : 0.0) {}
 
   [[nodiscard]] constexpr bool active() const { return threshold > 0; }
-  [[nodiscard]] constexpr std::array<std::uint32_t, 2> key() const {
-    return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
-  }
+  [[nodiscard]] constexpr std::array<std::uint32_t, 2> key() const { return philox_key(seed); }
 
   /// The random word of one element: `column` in a row that two more words name. Four columns share a Philox call.
   [[nodiscard]] constexpr bool keep(std::uint32_t column, std::uint32_t row, std::uint32_t plane) const {

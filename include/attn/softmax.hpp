@@ -33,8 +33,7 @@ class Softmax {
     static_assert(rank >= 1 && rank <= 4, "attn: Softmax takes tensors of rank 1 to 4");
     const View<const T, rank> x(from);
     const View<T, rank> y(to);
-    detail::require_shape("Softmax::forward", "output", y, x.shape());
-    detail::require(detail::is_packed(x) && detail::is_packed(y), "Softmax::forward", "views, expected packed tensors");
+    detail::require_packed_pair("Softmax::forward", x, y, x.shape());
     const Index columns = x.dimension(rank - 1);
     if (x.size() == 0) return;
     run(x.data(), x.size() / columns, columns, y.data());

@@ -173,6 +173,14 @@ template <class T, int Rank>
   return true;
 }
 
+/// What modules ask of the tensors they read and write row after row.
+template <class T, int Rank>
+void require_packed_pair(std::string_view function, View<const T, Rank> x, View<T, Rank> y,
+                         const typename View<T, Rank>::Sizes& expected) {
+  require_shape(function, "output", y, expected);
+  require(is_packed(x) && is_packed(y), function, "views, expected packed tensors");
+}
+
 }  // namespace attn::detail
 
 namespace attn::kernel {

@@ -349,8 +349,7 @@ struct AttentionTask {
     for (Index t = 0; t < p.T_; t += Tiles::keys)
       for (Index row = 0; row < rows; row += Tiles::panel) {
         Block block;
-        bool masked = false;
-        if (!scores(t, row, block, masked)) continue;
+        if (!scores(t, row, block)) continue;
         const Index keys = block.last.key - block.first.key + 1, count = std::min(Tiles::panel, rows - row);
         softmax_panel(s, keys, (count + lanes<A> - 1) / lanes<A>, largest + row, sum + row, old);
         if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
@@ -364,10 +363,11 @@ struct AttentionTask {
 
  private:
   /// s = masked scores of the panel at `row` with the keys of the step at t that are worth it; false: with none.
-  bool scores(Index t, Index row, Block& block, bool& masked) {
+  bool scores(Index t, Index row, Block& block) {
     const Index count = std::min(Tiles::panel, rows - row);
     block = {p.position(b, h, first_row + row, t),
              p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
+    bool masked = false;
     if (!trim(rules, block, masked)) return false;
     // The next step's keys and values come nearer while this one is computed: each panel asks for its share.
     const Index share = (Tiles::keys + plan.panels - 1) / plan.panels,
@@ -410,8 +410,7 @@ struct AttentionTask {
       __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count * p.T_) * sizeof(T));
       for (Index t = 0; t < p.T_; t += Tiles::keys) {
         Block block;
-        bool masked = false;
-        if (!scores(t, row, block, masked)) continue;
+        if (!scores(t, row, block)) continue;
         const Index keys = block.last.key - block.first.key + 1;
         for (Index i = 0; i < Tiles::panel; i += lanes<A>) {
           const Vec<A> shift = shift_of<A>(load(largest + row + i)), total = load(sum + row + i);

@@ -45,3 +45,9 @@ struct Kernels {
     join_task(problem, plan, task, partials, scratch);
   }
 };
+
+// The settings were this inclusion's.
+#undef ATTN_VECTOR_BYTES
+#undef ATTN_FUSED_MULTIPLY
+#undef ATTN_VECTOR_REGISTERS
+#undef ATTN_VECTOR_CONSTRAINT

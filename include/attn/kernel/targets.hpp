@@ -51,10 +51,6 @@ namespace attn::kernel::baseline::inline ATTN_BASELINE {
 #include "body.inl"
 }  // namespace attn::kernel::baseline::inline ATTN_BASELINE
 #undef ATTN_BASELINE
-#undef ATTN_VECTOR_BYTES
-#undef ATTN_FUSED_MULTIPLY
-#undef ATTN_VECTOR_REGISTERS
-#undef ATTN_VECTOR_CONSTRAINT
 
 #if ATTN_X86_TARGETS
 
@@ -76,10 +72,6 @@ namespace attn::kernel::avx2 {
 #else
 #pragma GCC pop_options
 #endif
-#undef ATTN_VECTOR_BYTES
-#undef ATTN_FUSED_MULTIPLY
-#undef ATTN_VECTOR_REGISTERS
-#undef ATTN_VECTOR_CONSTRAINT
 
 #define ATTN_VECTOR_BYTES 64
 #define ATTN_FUSED_MULTIPLY 1
@@ -100,10 +92,6 @@ namespace attn::kernel::avx512 {
 #else
 #pragma GCC pop_options
 #endif
-#undef ATTN_VECTOR_BYTES
-#undef ATTN_FUSED_MULTIPLY
-#undef ATTN_VECTOR_REGISTERS
-#undef ATTN_VECTOR_CONSTRAINT
 
 #endif
 
