@@ -152,7 +152,7 @@ void run_attention(const kernel::AttentionProblem<Stored>& p, const Rules& rules
     for (Index row = 0; row < p.B * p.H * p.S; ++row) Kernels::join(p, plan, row, partials, scratch);
   } else {
     const typename Kernels::template Attention<Stored> plan(p, current_executor().concurrency());
-    const Index tasks = plan.tasks(p), room = plan.scratch();
+    const Index tasks = plan.tasks(p), room = plan.scratch(p);
     const int threads = lanes(tasks, work);
     auto* const scratch = frame.take<A>(threads * room);
     for_each_task(tasks, threads,

@@ -1,90 +1,78 @@
 // Part of body.inl: fused attention.
 //
-// Scores are computed transposed: a panel of 3 vectors of queries lies across the lanes, keys run down. Then
-//   - q is the packed operand of the tile (once per task, it stays in L1), k is read as it lies: no key is ever packed;
+// Scores are computed transposed: a panel of 3 vectors of queries lies across the lanes, keys run down; and so is the
+// output, elements of v running down. Then
+//   - both products are the same tile: its columns are queries, its rows are keys as they lie in k, or elements of v as
+//     they lie in v. No key or value is ever packed, and any D and Dv will do;
 //   - the softmax needs no horizontal step: running maximum and sum are one vector per 16 queries;
-//   - p is stored as [key][query], which is how the tile wants its rows for p v, and v is again read as it lies.
-// Memory traffic per task of up to 384 queries: k and v once from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv)
-// flops. At 4 bytes that is 1 byte in 192 flops: arithmetic, not memory, is the limit.
+//   - p is stored as [key][query], which is how the tile wants it for p v.
+// Queries are turned once per task, and outputs once back. Memory traffic per task of up to 384
+// queries: k and v once from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv) flops. At 4 bytes that is 1 byte
+// in 192 flops: arithmetic, not memory, is the limit.
 
+/// A panel: queries side by side, as many as the tile has columns. A step: the keys that are scored and weighed at a time.
 template <class A>
-struct AttentionTiles {
-  static constexpr int vectors = 3;                   // per panel of queries
-  static constexpr Index panel = vectors * lanes<A>;  // queries side by side
-  static constexpr Index most_rows = 384;             // queries of one task: 96 or 192 read k and v too often (15, 5 %)
-  static constexpr Index keys = 32;                   // keys of one step: 64 to 128 are up to 5 % slower
-  static constexpr int key_rows = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
-};
+inline constexpr Index panel_rows = tile_columns<A>;
+inline constexpr Index most_task_rows =
+    384;  // queries of one task: 96 or 192 read k and v too often (15, 5 %), 576 leave L2 (3 %)
+inline constexpr Index step_keys = 64;  // 32: the output is read and written too often (3 %); 96 and 128 are equal
 
 /// Tasks and scratch memory (in accumulators, per lane) of an attention.
 template <class T>
 struct AttentionPlan {
   using A = AccumulatorOf<T>;
-  using Tiles = AttentionTiles<A>;
   static constexpr bool low = !std::is_same_v<T, A>;
-  Index panels, block_rows, row_blocks, padded_d, padded_dv;
-  bool copies_v;
+  Index panels, block_rows, row_blocks;
+  bool copies_k, copies_v;
 
   AttentionPlan(const AttentionProblem<T>& p, Index threads) {
     // Panels are the same rows however many of them a task has, so this may depend on the number of threads.
-    panels = std::min(std::max<Index>(1, Tiles::most_rows / Tiles::panel), (p.S + Tiles::panel - 1) / Tiles::panel);
-    while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * Tiles::panel) panels = (panels + 1) / 2;
-    block_rows = std::max<Index>(panels, 1) * Tiles::panel;
+    constexpr Index panel = panel_rows<A>;
+    panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
+    while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
+    block_rows = std::max<Index>(panels, 1) * panel;
     row_blocks = (p.S + block_rows - 1) / block_rows;
-    padded_d = (p.D + lanes<A> - 1) / lanes<A> * lanes<A>;
-    padded_dv = (p.Dv + lanes<A> - 1) / lanes<A> * lanes<A>;
-    // Rows of v that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 1 % and saves
+    // Rows that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 1 % and saves
     // up to half of the time (E = 4096: stride 16 KB).
-    copies_v = low || padded_dv != p.Dv || p.v.row != p.Dv;
+    copies_k = low || p.k.row != p.D;
+    copies_v = low || p.v.row != p.Dv;
   }
   [[nodiscard]] Index tasks(const AttentionProblem<T>& p) const { return p.B * p.H * row_blocks; }
-  [[nodiscard]] Index scratch() const {
-    return panels * Tiles::panel * (padded_d + padded_dv + 2) + (Tiles::keys + 1) * Tiles::panel +
-           (copies_v ? Tiles::keys * padded_dv : 0) + (low ? Tiles::keys * padded_d : 0);
+  [[nodiscard]] Index scratch(const AttentionProblem<T>& p) const {
+    constexpr Index panel = panel_rows<A>;
+    return panels * panel * (p.D + p.Dv + 2) + (step_keys + 3) * panel + turned(p) +
+           step_keys * ((copies_k ? apart(p.D) : 0) + (copies_v ? apart(p.Dv) : 0));
+  }
+  /// The stride of copied rows: a line more than they need, or those of 512 bytes would share a few sets of L1 (1 to 2 %).
+  [[nodiscard]] static constexpr Index apart(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
+  /// A panel's output, or its weights of a step, turned to rows of queries.
+  [[nodiscard]] static Index turned(const AttentionProblem<T>& p) {
+    return panel_rows<A> * std::max(padded<A>(p.Dv), p.weights != nullptr ? step_keys : 0);
   }
 };
 
-/// to[d][panel lane] = rows[lane][d], zeros past the last row.
+/// to[column][row] = from[row][column]. Up to the next multiple of `lanes` rows, zeros are written.
 template <class A, class T>
-void pack_queries(A* to, const T* rows, Index stride, Index count, Index D) {
+__attribute__((noinline)) void turn(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns) {
   constexpr int n = lanes<A>;
-  constexpr Index panel = AttentionTiles<A>::panel;
-  for (Index lane = 0; lane < panel; lane += n) {
-    Index d = 0;
-    for (; d + n <= D; d += n) {
+  for (Index row = 0; row < rows; row += n)
+    for (Index column = 0; column < columns; column += n) {
       Vec<A> block[n];
-      ATTN_UNROLL
-      for (int i = 0; i < n; ++i) block[i] = lane + i < count ? load(rows + (lane + i) * stride + d) : Vec<A>{};
-      transpose<A>(block);
-      ATTN_UNROLL
-      for (int i = 0; i < n; ++i) store(to + (d + i) * panel + lane, block[i]);
-    }
-    for (; d < D; ++d)
       for (int i = 0; i < n; ++i) {
-        A x = 0;
-        if (lane + i < count) convert(&x, rows + (lane + i) * stride + d, 1);
-        to[d * panel + lane + i] = x;
+        const T* const at = from + (row + i) * from_row + column;
+        if (row + i >= rows) {
+          block[i] = Vec<A>{};
+        } else if (column + n <= columns) {
+          block[i] = load(at);
+        } else {
+          A part[n] = {};
+          convert(part, at, columns - column);
+          block[i] = load(part);
+        }
       }
-  }
-}
-
-/// s[key][query] = k q * scale, for N vectors of queries.
-template <class A, int N>
-void score_panel(A* s, const A* q, const A* k, Index k_stride, Index keys, Index D, A scale) {
-  using Tiles = AttentionTiles<A>;
-  constexpr int R = Tiles::key_rows;
-  for (Index t = 0; t < keys; t += R) {
-    RowPointers<A, R> rows;
-    ATTN_UNROLL
-    for (int r = 0; r < R; ++r) rows.row[r] = k + std::min<Index>(t + r, keys - 1) * k_stride;
-    Vec<A> acc[R][N] = {};
-    multiply<A, R, N>(acc, rows, q, Tiles::panel, D);
-    ATTN_UNROLL
-    for (int r = 0; r < R; ++r) {
-      ATTN_UNROLL
-      for (int n = 0; n < N; ++n) store(s + (t + r) * Tiles::panel + n * lanes<A>, acc[r][n] * scale);
+      transpose<A>(block);
+      for (int i = 0; i < n && column + i < columns; ++i) store(to + (column + i) * to_row + row, block[i]);
     }
-  }
 }
 
 /// One step of the online softmax: s becomes p = exp(s - max), and `old` what earlier sums are multiplied by. Keys go in
@@ -92,7 +80,7 @@ void score_panel(A* s, const A* q, const A* k, Index k_stride, Index keys, Index
 /// more.
 template <class A>
 void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) {
-  constexpr Index stride = AttentionTiles<A>::panel, pair = 2 * stride;
+  constexpr Index stride = panel_rows<A>, pair = 2 * stride;
   for (Index n = 0; n < vectors * lanes<A>; n += lanes<A>) {
     A* const column = s + n;
     A* const end = column + keys * stride;
@@ -116,42 +104,6 @@ void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) 
     store(largest + n, max);
     store(sum + n, total + total2);
     store(old + n, factor);
-  }
-}
-
-/// y[row][0..N vectors) = y * old + p v, R rows at a time.
-template <class A, int R, int N>
-void value_columns(A* y, Index y_stride, const A* p, const A* v, Index v_stride, Index keys, Index rows, const A* old) {
-  constexpr Index panel = AttentionTiles<A>::panel;
-  static_assert(panel % R == 0);
-  for (Index row = 0; row < rows; row += R) {
-    Vec<A> acc[R][N];
-    ATTN_UNROLL
-    for (int r = 0; r < R; ++r) {
-      ATTN_UNROLL
-      for (int n = 0; n < N; ++n) acc[r][n] = load(y + (row + r) * y_stride + n * lanes<A>) * old[row + r];
-    }
-    multiply<A, R, N>(acc, AdjacentRows<A, panel>{p + row}, v, v_stride, keys);
-    ATTN_UNROLL
-    for (int r = 0; r < R; ++r) {
-      ATTN_UNROLL
-      for (int n = 0; n < N; ++n) store(y + (row + r) * y_stride + n * lanes<A>, acc[r][n]);
-    }
-  }
-}
-template <class A>
-void value_panel(A* y, Index y_stride, const A* p, const A* v, Index v_stride, Index keys, Index rows, const A* old) {
-  constexpr bool wide = ATTN_VECTOR_REGISTERS == 32;  // accumulators: 24 of 32 registers, or 12 of 16
-  constexpr Index panel = AttentionTiles<A>::panel;
-  constexpr int one = panel < 12 ? 6 : 12;  // rows divide the panel
-  for (Index c = 0; c < y_stride;) {
-    const Index left = (y_stride - c) / lanes<A>;
-    const Index n = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    if (n == 4) value_columns<A, wide ? 6 : 3, 4>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
-    if (n == 2)
-      value_columns<A, wide && panel % 12 == 0 ? 12 : 6, 2>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
-    if (n == 1) value_columns<A, one, 1>(y + c, y_stride, p, v + c, v_stride, keys, rows, old);
-    c += n * lanes<A>;
   }
 }
 
@@ -189,7 +141,7 @@ struct RulesOf {
     return static_cast<const M*>(rules.mask)->cover(block);
   }
   static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
-    constexpr int width = AttentionTiles<A>::panel;
+    constexpr int width = static_cast<int>(panel_rows<A>);
     const auto last = static_cast<std::int32_t>(rows - 1);
     for (Index t = 0; t < keys; ++t, ++first.key) {
       if (masked)
@@ -300,23 +252,20 @@ struct StepRows {
     out_stride = width;
     return copy + (t - step_begin) * width;
   }
-  ATTN_INLINE void prefetch_rows(Index begin, Index finish) const {
-    for (Index i = begin; i < finish; ++i) prefetch<2>(from + i * stride, size * static_cast<Index>(sizeof(T)));
-  }
 };
 
 /// Up to block_rows queries of one head against all its keys.
 template <class T>
 struct AttentionTask {
   using A = AccumulatorOf<T>;
-  using Tiles = AttentionTiles<A>;
   using Plan = AttentionPlan<T>;
+  static constexpr Index panel = panel_rows<A>;
 
   const AttentionProblem<T>& p;
   const Rules<A>& rules;
   const Plan& plan;
   Index b, h, g, first_row, rows;
-  A *q, *y, *largest, *sum, *s, *old;
+  A *q, *y, *largest, *sum, *s, *old, *scale, *turned;  // q [panel][D][query], y [panel][Dv][query], s [key][query]
   StepRows<T> k, v;
 
   AttentionTask(const AttentionProblem<T>& problem, const Rules<A>& rules_, const Plan& plan_, Index task, A* scratch)
@@ -327,35 +276,36 @@ struct AttentionTask {
     g = h / (p.H / p.G);
     first_row = block * plan.block_rows;
     rows = std::min(plan.block_rows, p.S - first_row);
-    const Index lanes_ = plan.panels * Tiles::panel;
+    const Index queries = plan.panels * panel;
     q = scratch;
-    y = q + lanes_ * plan.padded_d;
-    largest = y + lanes_ * plan.padded_dv;
-    sum = largest + lanes_;
-    s = sum + lanes_;
-    old = s + Tiles::keys * Tiles::panel;
-    A* const copies = old + Tiles::panel;
-    v = {p.v.at(b, g, 0), p.v.row, p.Dv, plan.padded_dv, plan.copies_v ? copies : nullptr};
-    k = {p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d, Plan::low ? copies + Tiles::keys * plan.padded_dv : nullptr};
+    y = q + queries * p.D;
+    largest = y + queries * p.Dv;
+    sum = largest + queries;
+    s = sum + queries;
+    old = s + (step_keys + 1) * panel;
+    scale = old + panel;
+    turned = scale + panel;
+    A* const k_copy = turned + Plan::turned(p);
+    k = {p.k.at(b, g, 0), p.k.row, p.D, Plan::apart(p.D), plan.copies_k ? k_copy : nullptr};
+    v = {p.v.at(b, g, 0), p.v.row, p.Dv, Plan::apart(p.Dv),
+         plan.copies_v ? k_copy + (plan.copies_k ? step_keys * Plan::apart(p.D) : 0) : nullptr};
   }
 
   void run() {
-    for (Index row = 0; row < rows; row += Tiles::panel) {
-      pack_queries(q + row * plan.padded_d, p.q.at(b, h, first_row + row), p.q.row, std::min(Tiles::panel, rows - row),
-                   p.D);
-      for (Index i = 0; i < Tiles::panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
-      for (Index i = 0; i < Tiles::panel * plan.padded_dv; ++i) y[row * plan.padded_dv + i] = 0;
+    for (Index i = 0; i < panel; ++i) scale[i] = p.scale;
+    for (Index row = 0; row < rows; row += panel) {
+      turn(q + row * p.D, panel, p.q.at(b, h, first_row + row), p.q.row, std::min(panel, rows - row), p.D);
+      for (Index i = 0; i < panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
+      for (Index i = 0; i < panel * p.Dv; ++i) y[row * p.Dv + i] = 0;
     }
-    for (Index t = 0; t < p.T_; t += Tiles::keys)
-      for (Index row = 0; row < rows; row += Tiles::panel) {
+    for (Index t = 0; t < p.T_; t += step_keys)
+      for (Index row = 0; row < rows; row += panel) {
         Block block;
         if (!scores(t, row, block)) continue;
-        const Index keys = block.last.key - block.first.key + 1, count = std::min(Tiles::panel, rows - row);
+        const Index keys = block.last.key - block.first.key + 1, count = std::min(panel, rows - row);
         softmax_panel(s, keys, (count + lanes<A> - 1) / lanes<A>, largest + row, sum + row, old);
-        if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
-        Index stride = 0;
-        const A* const values = v.at(t, block.first.key, block.last.key, stride);
-        value_panel(y + row * plan.padded_dv, plan.padded_dv, s, values, stride, keys, count, old);
+        if (p.dropout.active()) drop(s, panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
+        values(t, row, block, count);
       }
     finish();
     if (p.weights != nullptr) write_weights();
@@ -364,66 +314,68 @@ struct AttentionTask {
  private:
   /// s = masked scores of the panel at `row` with the keys of the step at t that are worth it; false: with none.
   bool scores(Index t, Index row, Block& block) {
-    const Index count = std::min(Tiles::panel, rows - row);
+    const Index count = std::min(panel, rows - row);
     block = {p.position(b, h, first_row + row, t),
-             p.position(b, h, first_row + row + count - 1, std::min(t + Tiles::keys, p.T_) - 1)};
+             p.position(b, h, first_row + row + count - 1, std::min(t + step_keys, p.T_) - 1)};
     bool masked = false;
     if (!trim(rules, block, masked)) return false;
-    // The next step's keys and values come nearer while this one is computed: each panel asks for its share.
-    const Index share = (Tiles::keys + plan.panels - 1) / plan.panels,
-                ahead = t + Tiles::keys + row / Tiles::panel * share;
-    k.prefetch_rows(ahead, std::min(ahead + share, p.T_));
-    v.prefetch_rows(ahead, std::min(ahead + share, p.T_));
     const Index keys = block.last.key - block.first.key + 1;
-    Index stride = 0;
-    const A* const from = k.at(t, block.first.key, block.last.key, stride);
-    const A* const panel = q + row * plan.padded_d;
-    if (count > 2 * lanes<A>)
-      score_panel<A, 3>(s, panel, from, stride, keys, p.D, p.scale);
-    else if (count > lanes<A>)
-      score_panel<A, 2>(s, panel, from, stride, keys, p.D, p.scale);
-    else
-      score_panel<A, 1>(s, panel, from, stride, keys, p.D, p.scale);
+    Product<A> product{nullptr, 0, 1, q + row * p.D, panel, p.D, s, panel, nullptr, 0, scale};
+    product.a = k.at(t, block.first.key, block.last.key, product.a_row);
+    multiply(product, keys, count, ahead(k, t, row));
     if (masked || rules.scores) rules.panel(rules, s, keys, count, block.first, masked);
     return true;
   }
 
+  /// y = y * old + v p, for the step's weights in s.
+  void values(Index t, Index row, const Block& block, Index count) {
+    A* const to = y + row * p.Dv;
+    Product<A> product{nullptr, 1, 0, s, panel, block.last.key - block.first.key + 1, to, panel, to, panel, old};
+    product.a = v.at(t, block.first.key, block.last.key, product.a_step);
+    multiply(product, p.Dv, count, ahead(v, t, row));
+  }
+
+  /// What comes nearer while a panel is computed: its share of the rows of the step after the one at t.
+  [[nodiscard]] Wanted ahead(const StepRows<T>& of, Index t, Index row) const {
+    const Index share = (step_keys + plan.panels - 1) / plan.panels, first = t + step_keys + row / panel * share;
+    return Wanted::of(of.from + first * of.stride, of.stride, of.size, std::clamp<Index>(p.T_ - first, 0, share));
+  }
+
   /// y / sum, and log-sum-exp, into the caller's memory.
   void finish() {
-    for (Index row = 0; row < rows; ++row) {
-      A* const from = y + row * plan.padded_dv;
-      const bool dead = is_zero(sum[row]);
-      const Vec<A> divisor = splat(dead ? A{1} : sum[row]);
-      for (Index i = 0; i < plan.padded_dv; i += lanes<A>) store(from + i, load(from + i) / divisor);
-      convert(p.y.at(b, h, first_row + row), from, p.Dv);
-      if (p.log_sum_exp != nullptr)
-        p.log_sum_exp[(b * p.H + h) * p.S + first_row + row] =
-            dead ? -std::numeric_limits<A>::infinity() : largest[row] + std::log(sum[row]);
+    for (Index row = 0; row < rows; row += panel) {
+      const Index count = std::min(panel, rows - row);
+      for (Index i = 0; i < panel; i += lanes<A>) {
+        const Vec<A> inverse = inverse_of<A>(load(sum + row + i));
+        for (A *at = y + row * p.Dv + i, *end = at + p.Dv * panel; at < end; at += panel) store(at, load(at) * inverse);
+      }
+      turn(turned, padded<A>(p.Dv), y + row * p.Dv, panel, p.Dv, count);
+      for (Index i = 0; i < count; ++i) {
+        convert(p.y.at(b, h, first_row + row + i), turned + i * padded<A>(p.Dv), p.Dv);
+        if (p.log_sum_exp != nullptr)
+          p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
+      }
     }
   }
 
   /// The weights, by computing the scores again now that maximum and sum are known.
   void write_weights() {
-    for (Index row = 0; row < rows; row += Tiles::panel) {
-      const Index count = std::min(Tiles::panel, rows - row);
+    for (Index row = 0; row < rows; row += panel) {
+      const Index count = std::min(panel, rows - row);
       T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
       __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count * p.T_) * sizeof(T));
-      for (Index t = 0; t < p.T_; t += Tiles::keys) {
+      for (Index t = 0; t < p.T_; t += step_keys) {
         Block block;
         if (!scores(t, row, block)) continue;
         const Index keys = block.last.key - block.first.key + 1;
-        for (Index i = 0; i < Tiles::panel; i += lanes<A>) {
-          const Vec<A> shift = shift_of<A>(load(largest + row + i)), total = load(sum + row + i);
-          const Vec<A> divisor = bits<A>(total) == 0 ? splat(A{1}) : total;
-          for (Index key = 0; key < keys; ++key) {
-            A* const at = s + key * Tiles::panel + i;
-            store(at, exp(load(at) - shift) / divisor);
-          }
+        for (Index i = 0; i < panel; i += lanes<A>) {
+          const Vec<A> shift = shift_of<A>(load(largest + row + i)), inverse = inverse_of<A>(load(sum + row + i));
+          for (A *at = s + i, *end = at + keys * panel; at < end; at += panel)
+            store(at, exp(load(at) - shift) * inverse);
         }
-        if (p.dropout.active()) drop(s, Tiles::panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
-        for (Index i = 0; i < count; ++i)
-          for (Index key = 0; key < keys; ++key)
-            convert(to + i * p.T_ + block.first.key + key, s + key * Tiles::panel + i, 1);
+        if (p.dropout.active()) drop(s, panel, 1, keys, count, p.dropout, block.first, b * p.H + h);
+        turn(turned, step_keys, s, panel, keys, count);
+        for (Index i = 0; i < count; ++i) convert(to + i * p.T_ + block.first.key, turned + i * step_keys, keys);
       }
     }
   }

@@ -10,16 +10,17 @@ struct DecodePlan {
   using A = AccumulatorOf<T>;
   static constexpr Index most_rows = 32;  // queries times query heads of a key/value head
   static constexpr Index chunk = 512;     // keys of one task
-  static constexpr Index step = 64;       // keys brought, scored and weighed at a time
   static constexpr bool low = !std::is_same_v<T, A>;
+  static constexpr Index step = low ? 64 : chunk;  // keys scored and weighed at a time; 64 read k and v in too short
+                                                   // stretches (20 %), but copies should stay in L2
+  static constexpr Index group = 16;               // values weighed at a time, all columns: they are read as they lie
   Index rows, chunks, padded_d, padded_dv;
   bool copies_v;
 
   explicit DecodePlan(const AttentionProblem<T>& p) {
     rows = p.H / p.G * p.S;
     chunks = (p.T_ + chunk - 1) / chunk;
-    padded_d = (p.D + lanes<A> - 1) / lanes<A> * lanes<A>;
-    padded_dv = (p.Dv + lanes<A> - 1) / lanes<A> * lanes<A>;
+    padded_d = padded<A>(p.D), padded_dv = padded<A>(p.Dv);
     copies_v = low || padded_dv != p.Dv;
   }
   /// Few queries, and no weights asked for.
@@ -30,42 +31,53 @@ struct DecodePlan {
   /// Of one chunk: per row the maximum, the sum and the output so far.
   [[nodiscard]] Index partial() const { return rows * (padded_dv + 2); }
   /// Scratch memory per thread, in accumulators.
-  [[nodiscard]] Index scratch() const { return rows * (padded_d + step + lanes<A>)+step * (padded_d + padded_dv); }
+  [[nodiscard]] Index scratch() const { return rows * (padded_d + step) + step * (padded_d + padded_dv); }
 };
 
-/// The sums of the lanes of `lanes` vectors, as one vector: a tree of perfect shuffles.
-template <class A>
-ATTN_INLINE Vec<A> sum_lanes(Vec<A> (&v)[lanes<A>]) {
-  ATTN_UNROLL
-  for (int n = lanes<A> / 2; n > 0; n /= 2) {
+/// The sums of the lanes of n vectors, side by side in every n-th part of one vector: a tree of perfect shuffles.
+template <class A, int n>
+ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    Vec<A> half[n / 2];
     ATTN_UNROLL
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < n / 2; ++i) {
       Vec<A> low, high;
-      interleave<A>(v[i], v[i + n], low, high, std::make_integer_sequence<int, lanes<A>>{});
-      v[i] = low + high;
+      interleave<A>(v[i], v[i + n / 2], low, high, std::make_integer_sequence<int, lanes<A>>{});
+      half[i] = low + high;
     }
+    return sum_lanes<A>(half);
   }
-  return v[0];
 }
 
-/// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors.
+/// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors. As many sums as a vector has lanes, of 4 rows with
+/// some keys, are in registers; their lanes are added up together. Keys are read one after the other, as they lie: reading
+/// four side by side halved the bandwidth (AMD Zen 4), and asking for them ahead gained nothing.
 template <class A>
-void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index k_stride, Index keys, Index D,
-                A scale) {
-  constexpr int n = lanes<A>;
-  for (Index t = 0; t < keys; t += n) {
-    const A* key[n];
-    for (int i = 0; i < n; ++i) key[i] = k + std::min<Index>(t + i, keys - 1) * k_stride;
-    for (Index r = 0; r < rows; ++r) {
-      Vec<A> acc[n] = {};
-      for (Index d = 0; d < D; d += n) {
-        const Vec<A> x = load(q + r * D + d);
-        ATTN_UNROLL
-        for (int i = 0; i < n; ++i) acc[i] += x * load(key[i] + d);
+__attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index rows, const A* k, Index k_row,
+                                          Index keys, Index D, A scale) {
+  constexpr int n = lanes<A>, R = n < 4 ? n : 4, K = n / R;
+  for (Index t = 0; t < keys; t += K)
+    for (Index r = 0; r < rows; r += R) {
+      const A* row[R];
+      ATTN_UNROLL
+      for (int i = 0; i < R; ++i) row[i] = q + std::min<Index>(r + i, rows - 1) * D;
+      Vec<A> sum[n] = {};
+      ATTN_UNROLL
+      for (int j = 0; j < K; ++j) {
+        const A* const key = k + std::min<Index>(t + j, keys - 1) * k_row;
+        for (Index d = 0; d < D; d += n) {
+          const Vec<A> y = load(key + d);
+          ATTN_UNROLL
+          for (int i = 0; i < R; ++i) sum[i * K + j] += load(row[i] + d) * y;
+        }
       }
-      store(s + r * s_stride + t, sum_lanes<A>(acc) * scale);
+      A sums[n];
+      store(sums, sum_lanes<A>(sum) * scale);
+      for (Index i = 0; i < R && r + i < rows; ++i)
+        __builtin_memcpy(s + (r + i) * s_row + t, sums + i * K, K * sizeof(A));
     }
-  }
 }
 
 /// One line of scores becomes p = exp(s - max), its end padded with `never`; the row's maximum and sum go on, and the
@@ -73,15 +85,15 @@ void score_rows(A* s, Index s_stride, const A* q, Index rows, const A* k, Index 
 template <class A>
 A softmax_line(A* line, Index keys, A& largest, A& sum) {
   constexpr Index n = lanes<A>;
-  const Index padded = (keys + n - 1) / n * n;
-  for (Index i = keys; i < padded; ++i) line[i] = never<A>;
+  const Index end = padded<A>(keys);
+  for (Index i = keys; i < end; ++i) line[i] = never<A>;
   Vec<A> max = splat(largest);
-  for (Index i = 0; i < padded; i += n) max = larger<A>(max, load(line + i));
+  for (Index i = 0; i < end; i += n) max = larger<A>(max, load(line + i));
   A most = largest;
   for (Index i = 0; i < n; ++i) most = max[i] > most ? max[i] : most;
   const Vec<A> shift = shift_of<A>(splat(most)), factor = exp(splat(largest) - shift);
   Vec<A> total = {};
-  for (Index i = 0; i < padded; i += n) {
+  for (Index i = 0; i < end; i += n) {
     const Vec<A> p = exp(load(line + i) - shift);
     total += p;
     store(line + i, p);
@@ -89,28 +101,6 @@ A softmax_line(A* line, Index keys, A& largest, A& sum) {
   sum = sum * factor[0] + sum_of<A>(total);
   largest = most;
   return factor[0];
-}
-
-/// y[row][0..N vectors) = y * old[row] + p v for up to R rows; those past `rows` repeat the last and are not stored.
-template <class A, int R, int N>
-void value_rows(A* y, Index y_stride, const A* p, Index p_stride, const A* v, Index v_stride, Index keys, Index rows,
-                const A* old) {
-  RowPointers<A, R> a;
-  Vec<A> acc[R][N];
-  ATTN_UNROLL
-  for (int r = 0; r < R; ++r) {
-    const Index row = std::min<Index>(r, rows - 1);
-    a.row[r] = p + row * p_stride;
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) acc[r][n] = load(y + row * y_stride + n * lanes<A>) * old[row];
-  }
-  multiply<A, R, N>(acc, a, v, v_stride, keys);
-  ATTN_UNROLL
-  for (int r = 0; r < R; ++r) {
-    if (r >= rows) break;
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) store(y + r * y_stride + n * lanes<A>, acc[r][n]);
-  }
 }
 
 /// All rows that read one key/value head, against one chunk of its keys.
@@ -127,8 +117,7 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
   A* const y = sum + plan.rows;
   A* const q = scratch;
   A* const s = q + plan.rows * plan.padded_d;  // [row][step]
-  A* const old = s + plan.rows * step;         // [row]
-  A* const copies = old + (plan.rows + n - 1) / n * n;
+  A* const copies = s + plan.rows * step;
   StepRows<T> k{p.k.at(b, g, 0), p.k.row, p.D, plan.padded_d, Plan::low || plan.padded_d != p.D ? copies : nullptr};
   StepRows<T> v{p.v.at(b, g, 0), p.v.row, p.Dv, Dv, plan.copies_v ? copies + step * plan.padded_d : nullptr};
 
@@ -159,9 +148,6 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
     }
     if (last < 0) continue;
     const Index keys = last - first + 1;
-    k.prefetch_rows(t + step, std::min(t + 2 * step, end));
-    v.prefetch_rows(t + step, std::min(t + 2 * step, end));
-
     Index stride = 0;
     const A* const key = k.at(t, first, last, stride);
     score_rows(s, step, q, plan.rows, key, stride, keys, plan.padded_d, p.scale);
@@ -171,18 +157,26 @@ void decode_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, const 
       const Index h = g * heads + r / p.S;
       const Position at = p.position(b, h, r % p.S, first);
       if (masked || rules.scores) rules.line(rules, line, keys, at, masked);
-      old[r] = softmax_line(line, keys, largest[r], sum[r]);
+      const A old = softmax_line(line, keys, largest[r], sum[r]);
+      for (Index i = 0; i < Dv; i += n) store(y + r * Dv + i, load(y + r * Dv + i) * old);
       if (p.dropout.active()) drop(line, 1, step, keys, 1, p.dropout, at, b * p.H + h);
     }
 
-    constexpr int N = ATTN_VECTOR_REGISTERS == 32 ? 4 : 2;
     const A* const value = v.at(t, first, last, stride);
-    for (Index r = 0; r < plan.rows; r += 4)
-      for (Index c = 0; c < Dv;) {
-        const bool wide = Dv - c >= N * n;
-        (wide ? value_rows<A, 4, N> : value_rows<A, 4, 1>)(y + r * Dv + c, Dv, s + r * step, step, value + c, stride,
-                                                           keys, plan.rows - r, old + r);
-        c += wide ? N * n : n;
+    for (Index i = 0; i < keys; i += Plan::group)
+      for (Index r = 0; r < plan.rows;) {
+        const bool four = plan.rows - r >= 4;
+        const Index depth = std::min(Plan::group, keys - i);
+        A* const to = y + r * Dv;
+        Product<A> product{s + r * step + i, step, 1, value + i * stride, stride, depth, to, Dv, to, Dv, ones<A>.value};
+        for (Index c = 0; c < Dv;) {
+          constexpr int N = ATTN_VECTOR_REGISTERS == 32 ? 4 : 2;
+          const bool wide = Dv - c >= N * n;
+          (four ? wide ? tile<A, 4, N> : tile<A, 4, 1> : wide ? tile<A, 1, N> : tile<A, 1, 1>)(product, nullptr, -1);
+          const Index columns = wide ? N * n : n;
+          c += columns, product.b += columns, product.c += columns, product.before += columns;
+        }
+        r += four ? 4 : 1;
       }
   }
 }
@@ -211,9 +205,8 @@ void join_task(const AttentionProblem<T>& p, const DecodePlan<T>& plan, Index ta
     sum += largest[plan.rows + row] * factor[0];
     for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) + load(y + i) * factor);
   }
-  const bool dead = is_zero(sum);
-  const Vec<A> divisor = splat(dead ? A{1} : sum);
-  for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) / divisor);
+  const Vec<A> inverse = inverse_of<A>(splat(sum));
+  for (Index i = 0; i < Dv; i += n) store(scratch + i, load(scratch + i) * inverse);
   convert(p.y.at(b, h, s), scratch, p.Dv);
-  if (p.log_sum_exp != nullptr) p.log_sum_exp[task] = dead ? -std::numeric_limits<A>::infinity() : most + std::log(sum);
+  if (p.log_sum_exp != nullptr) p.log_sum_exp[task] = log_sum_exp(most, sum);
 }

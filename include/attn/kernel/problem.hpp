@@ -21,10 +21,10 @@ struct Bfloat16 {
 template <class T>
 using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// Outputs side by side in a panel of a packed weight: 256 bytes of floats (or doubles), which holds the widest tile of
-/// every instruction set, so that the layout does not depend on the one in use.
+/// Outputs side by side in a panel of a packed weight: 192 bytes of floats (or doubles), which is the widest tile of
+/// all instruction sets and whole tiles of the others, so that the layout does not depend on the one in use.
 template <class T>
-inline constexpr Index panel_width = std::is_same_v<T, double> ? 32 : 64;
+inline constexpr Index panel_width = std::is_same_v<T, double> ? 24 : 48;
 
 /// y [rows, out] = x [rows, in] wT + bias. Weight: [ceil(out / panel_width)][in][panel_width], zeros past the last output.
 template <class T>

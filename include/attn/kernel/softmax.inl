@@ -91,30 +91,40 @@ ATTN_INLINE A sum_of(Vec<A> v) {
   return lane[0];
 }
 
+/// What a sum of exponentials divides by: 1 / sum, or 1 where nothing is live, so that the result is 0 and not NaN.
+template <class A>
+ATTN_INLINE Vec<A> inverse_of(Vec<A> sum) {
+  return A{1} / (bits<A>(sum) == 0 ? splat(A{1}) : sum);
+}
+template <class A>
+A log_sum_exp(A largest, A sum) {
+  return is_zero(sum) ? -std::numeric_limits<A>::infinity() : largest + std::log(sum);
+}
+
 /// y = softmax(x) of one row of n; x and y may be the same. scratch: n rounded up to whole vectors.
 template <class T>
 void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
   using A = AccumulatorOf<T>;
   constexpr Index step = lanes<A>;
-  const Index padded = (n + step - 1) / step * step;
+  const Index end = padded<A>(n);
   convert(scratch, x, n);
-  for (Index i = 0; i < padded; i += step) store(scratch + i, live<A>(load(scratch + i)));
-  for (Index i = n; i < padded; ++i) scratch[i] = never<A>;
+  for (Index i = 0; i < end; i += step) store(scratch + i, live<A>(load(scratch + i)));
+  for (Index i = n; i < end; ++i) scratch[i] = never<A>;
 
   Vec<A> largest = splat(never<A>);
-  for (Index i = 0; i < padded; i += step) largest = larger<A>(largest, load(scratch + i));
+  for (Index i = 0; i < end; i += step) largest = larger<A>(largest, load(scratch + i));
   A max = never<A>;
   for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
 
   const Vec<A> shift = shift_of<A>(splat(max));
   Vec<A> sums = {};
-  for (Index i = 0; i < padded; i += step) {
+  for (Index i = 0; i < end; i += step) {
     const Vec<A> p = exp(load(scratch + i) - shift);
     sums += p;
     store(scratch + i, p);
   }
   const A sum = sum_of<A>(sums);
   const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // nothing live: 0, not NaN
-  for (Index i = 0; i < padded; i += step) store(scratch + i, load(scratch + i) / divisor);
+  for (Index i = 0; i < end; i += step) store(scratch + i, load(scratch + i) / divisor);
   convert(y, scratch, n);
 }

@@ -22,6 +22,12 @@ using Bits = typename Simd<A>::I;
 template <class A>
 inline constexpr int lanes = Simd<A>::lanes;
 
+/// n rounded up to whole vectors.
+template <class A>
+ATTN_INLINE Index padded(Index n) {
+  return (n + lanes<A> - 1) / lanes<A> * lanes<A>;
+}
+
 template <class A>
 ATTN_INLINE Vec<A> load(const A* from) {
   Vec<A> v;
@@ -90,7 +96,7 @@ ATTN_INLINE void store(Half* to, Vec<float> v) {
 
 /// n elements from T to the type they are computed in, or back. n need not be a multiple of anything.
 template <class To, class From>
-ATTN_INLINE void convert(To* to, const From* from, Index n) {
+__attribute__((noinline)) void convert(To* to, const From* from, Index n) {
   using A = std::conditional_t<std::is_same_v<From, double>, double, float>;
   constexpr Index step = lanes<A>;
   Index i = 0;
