@@ -5,13 +5,6 @@
 // computed in the same order whoever runs it.
 #pragma once
 
-#include <Eigen/Core>
-#if __has_include(<Eigen/ThreadPool>)  // Eigen 5
-#include <Eigen/ThreadPool>
-#else
-#include <unsupported/Eigen/CXX11/ThreadPool>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <concepts>
@@ -26,6 +19,10 @@
 #include <vector>
 
 #include "error.hpp"
+
+namespace Eigen {
+class ThreadPoolInterface;  // whoever has a pool has included it; all others need not
+}
 
 namespace attn {
 
@@ -157,8 +154,9 @@ class EigenExecutor final : public Executor {
   void parallel_for(int count, LaneFunction lane) override { run_(*pool_, count, lane); }
 
  private:
-  template <class>
-  static void run(Eigen::ThreadPoolInterface& pool, int count, LaneFunction lane) {
+  template <class Pool>
+  static void run(Eigen::ThreadPoolInterface& interface, int count, LaneFunction lane) {
+    auto& pool = static_cast<Pool&>(interface);
     if (count <= 1 || pool.CurrentThreadId() >= 0) {  // from within the pool, waiting for it could wait forever
       for (int i = 0; i < count; ++i) lane(i);
       return;
