@@ -178,7 +178,9 @@ class LlamaAttention {
   std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
 
-  static LlamaAttentionConfig complete(LlamaAttentionConfig c) {
+  // Checks, and fills in the defaults. One copy: each way to copy or move a configuration is dozens of functions.
+  static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
+    LlamaAttentionConfig c = given;
     constexpr auto fn = "LlamaAttention";
     detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
     detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ",
