@@ -1,12 +1,13 @@
 // Floor 0. The integer of shapes, and the one way in which attn refuses bad input.
 #pragma once
 
-#include <algorithm>
+#include <array>
 #include <charconv>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <span>
 #include <stdexcept>
@@ -30,6 +31,17 @@ class Error : public std::invalid_argument {
 
 namespace detail {
 
+/// Not span's own conversion from an array, which asks a dozen concepts for each rank.
+template <std::size_t Rank>
+[[nodiscard]] constexpr Shape as_shape(const std::array<Index, Rank>& sizes) {
+  return {sizes.data(), Rank};
+}
+[[nodiscard]] inline bool same_shape(Shape a, Shape b) {
+  bool same = a.size() == b.size();
+  for (std::size_t axis = 0; same && axis < a.size(); ++axis) same = a.data()[axis] == b.data()[axis];
+  return same;
+}
+
 /// A piece of a message: text, a number, a shape. It refers to what it was made from and becomes text only when a check
 /// has failed: one that passes costs nothing.
 class Part {
@@ -49,7 +61,8 @@ class Part {
     constexpr int longest = 32;
     switch (kind_) {
       case Kind::text:
-        return std::copy_n(text_, size_, to);
+        std::memcpy(to, text_, size_);
+        return to + size_;
       case Kind::integer:
         return to + std::snprintf(to, longest, "%lld", integer_);
       case Kind::real32:  // as few digits as tell the number from its neighbours

@@ -16,7 +16,6 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "error.hpp"
 
@@ -77,19 +76,19 @@ class SerialExecutor final : public Executor {
 class ThreadPool final : public Executor {
  public:
   /// Errors: fewer than one thread.
-  explicit ThreadPool(int threads) : Executor(threads), threads_(static_cast<std::size_t>(concurrency() - 1)) {
+  explicit ThreadPool(int threads) : Executor(threads), threads_(new std::thread[helpers()]) {
     detail::require(threads >= 1, "ThreadPool", "threads, expected at least 1, got ", threads);
-    for (std::thread& thread : threads_) thread = std::thread([this] { work(); });
+    for (std::size_t i = 0; i < helpers(); ++i) threads_[i] = std::thread([this] { work(); });
   }
   ~ThreadPool() override {
     stop_.test_and_set();
     ticket_ = ticket(static_cast<std::uint32_t>(ticket_.load() >> 32) + 1, 0);
     ticket_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    for (std::size_t i = 0; i < helpers(); ++i) threads_[i].join();
   }
 
   void parallel_for(int count, LaneFunction lane) override {
-    if (count <= 1 || threads_.empty() || taken_.test_and_set(std::memory_order_acquire)) {
+    if (count <= 1 || helpers() == 0 || taken_.test_and_set(std::memory_order_acquire)) {
       for (int i = 0; i < count; ++i) lane(i);
       return;
     }
@@ -105,6 +104,8 @@ class ThreadPool final : public Executor {
   }
 
  private:
+  [[nodiscard]] std::size_t helpers() const { return static_cast<std::size_t>(concurrency() - 1); }
+
   // A ticket is one word, the number of the job and how many of its lanes nobody has taken: who takes a lane knows that
   // its job still waits for it, and who comes late takes nothing and touches nothing.
   static std::uint64_t ticket(std::uint32_t job, std::uint32_t lanes) { return std::uint64_t{job} << 32 | lanes; }
@@ -137,7 +138,7 @@ class ThreadPool final : public Executor {
     return false;
   }
 
-  std::vector<std::thread> threads_;
+  std::unique_ptr<std::thread[]> threads_;
   std::atomic_flag taken_;  // not a mutex: a lane's own call may find it taken by its own thread
   const LaneFunction* job_ = nullptr;
   std::atomic<std::uint64_t> ticket_{0};
@@ -221,7 +222,7 @@ namespace detail {
 /// microseconds, against about one to reach a thread that waits.
 inline int lanes(Index tasks, double work) {
   const Index worth = static_cast<Index>(std::min(work / 1e5, 1e6)) + 1;
-  return static_cast<int>(std::min({tasks, worth, Index{current_executor().concurrency()}}));
+  return static_cast<int>(std::min(std::min(tasks, worth), Index{current_executor().concurrency()}));
 }
 
 /// Runs task(i, lane) for every i below `tasks`, lane < lanes: a lane runs one task after the other, so it may own

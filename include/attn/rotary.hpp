@@ -120,7 +120,7 @@ class Rotary {
     constexpr auto fn = "Rotary::apply";
     const Index B = x.dimension(0), H = x.dimension(1), S = x.dimension(2), half = turned_ / 2;
     detail::require(x.dimension(3) == head_size_, fn, "last dimension, expected ", head_size_, ", got ",
-                    Shape(x.shape()));
+                    detail::as_shape(x.shape()));
     detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ",
                     std::ssize(start));
     for (const Index position : start) {
@@ -238,7 +238,7 @@ template <class T, int Rank>
 Tensor<T, Rank> reorder(View<const T, Rank> x, Index heads, bool to_half_split, std::string_view fn) {
   const Index rows = x.dimension(0);
   detail::require(heads >= 1 && rows % (2 * heads) == 0, fn, "first dimension, expected a multiple of twice ", heads,
-                  " heads, got ", Shape(x.shape()));
+                  " heads, got ", detail::as_shape(x.shape()));
   detail::require(detail::is_packed(x), fn, "views, expected a packed tensor");
   auto result = detail::make_tensor<T, Rank>(x.shape());
   const Index d = rows / heads, width = x.size() / std::max<Index>(rows, 1);
