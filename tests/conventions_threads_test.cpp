@@ -2,6 +2,12 @@
 
 #include <thread>
 
+#if __has_include(<Eigen/ThreadPool>)  // Eigen 5
+#include <Eigen/ThreadPool>
+#else
+#include <unsupported/Eigen/CXX11/ThreadPool>
+#endif
+
 #include "support.hpp"
 
 namespace {

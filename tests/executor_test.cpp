@@ -7,6 +7,12 @@
 #include <set>
 #include <thread>
 
+#if __has_include(<Eigen/ThreadPool>)  // Eigen 5
+#include <Eigen/ThreadPool>
+#else
+#include <unsupported/Eigen/CXX11/ThreadPool>
+#endif
+
 #if __has_include(<sys/wait.h>) && __has_include(<unistd.h>)
 #include <sys/wait.h>
 #include <unistd.h>

@@ -64,11 +64,11 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require_shape(fn, "k [B,G,T,D]", k, {n.B, n.G, n.T, n.D});
   require_shape(fn, "v [B,G,T,Dv], as many keys as values", v, {n.B, n.G, n.T, n.Dv});
   require(n.H == 0 || (n.G > 0 && n.H % n.G == 0), fn, "query heads, expected a multiple of ", n.G,
-          " key/value heads, got q ", Shape(q.shape()));
-  require(n.D >= 1, fn, "head size, expected at least 1, got q ", Shape(q.shape()));
+          " key/value heads, got q ", as_shape(q.shape()));
+  require(n.D >= 1, fn, "head size, expected at least 1, got q ", as_shape(q.shape()));
   constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
   require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && n.B * n.H <= limit, fn,
-          "expected at most 2^30 queries, keys and heads, got q ", Shape(q.shape()), ", k ", Shape(k.shape()));
+          "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ", as_shape(k.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
           "views, expected a contiguous last axis");
   require(options.dropout >= 0.0 && options.dropout <= 1.0, fn, "dropout, expected a probability in [0,1], got ",

@@ -1,14 +1,18 @@
 // Floor 0. The integer of shapes, and the one way in which attn refuses bad input.
 #pragma once
 
+#include <array>
 #include <charconv>
+#include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 namespace attn {
 
@@ -27,39 +31,78 @@ class Error : public std::invalid_argument {
 
 namespace detail {
 
-/// A piece of a message: text, a number, a shape. Made only when a check fails: one that passes allocates nothing.
+/// Not span's own conversion from an array, which asks a dozen concepts for each rank.
+template <std::size_t Rank>
+[[nodiscard]] constexpr Shape as_shape(const std::array<Index, Rank>& sizes) {
+  return {sizes.data(), Rank};
+}
+[[nodiscard]] inline bool same_shape(Shape a, Shape b) {
+  bool same = a.size() == b.size();
+  for (std::size_t axis = 0; same && axis < a.size(); ++axis) same = a.data()[axis] == b.data()[axis];
+  return same;
+}
+
+/// A piece of a message: text, a number, a shape. It refers to what it was made from and becomes text only when a check
+/// has failed: one that passes costs nothing.
 class Part {
  public:
-  Part(std::string_view text) : text_(text) {}  // NOLINT: these convert
-  Part(const char* text) : text_(text) {}       // NOLINT
-  Part(Shape shape) {                           // NOLINT
-    text_ = "[";
-    for (const Index size : shape) text_ += (text_.size() > 1 ? "," : "") + std::to_string(size);
-    text_ += ']';
+  constexpr Part(std::string_view text) : kind_(Kind::text), size_(text.size()), text_(text.data()) {}  // NOLINT: these
+  constexpr Part(const char* text) : Part(std::string_view(text)) {}                                    // NOLINT
+  constexpr Part(Shape shape) : kind_(Kind::shape), size_(shape.size()), shape_(shape.data()) {}        // NOLINT
+  constexpr Part(float number) : kind_(Kind::real32), real32_(number) {}                                // NOLINT
+  constexpr Part(double number) : kind_(Kind::real64), real64_(number) {}                               // NOLINT
+  template <std::integral Integer>
+  constexpr Part(Integer number) : kind_(Kind::integer), integer_(static_cast<long long>(number)) {}  // NOLINT: convert
+
+  /// At least as many characters as `write` writes.
+  [[nodiscard]] std::size_t room() const { return kind_ == Kind::text ? size_ : 32 * (size_ + 1); }
+  /// Writes the text and returns its end.
+  char* write(char* to) const {
+    constexpr int longest = 32;
+    switch (kind_) {
+      case Kind::text:
+        std::memcpy(to, text_, size_);
+        return to + size_;
+      case Kind::integer:
+        return to + std::snprintf(to, longest, "%lld", integer_);
+      case Kind::real32:  // as few digits as tell the number from its neighbours
+        return std::to_chars(to, to + longest, real32_).ptr;
+      case Kind::real64:
+        return std::to_chars(to, to + longest, real64_).ptr;
+      case Kind::shape:
+        *to++ = '[';
+        for (std::size_t axis = 0; axis < size_; ++axis)
+          to += std::snprintf(to, longest, axis == 0 ? "%td" : ",%td", shape_[axis]);
+        *to++ = ']';
+    }
+    return to;
   }
-  template <class Number>
-  requires std::is_arithmetic_v<Number> Part(Number number) {  // NOLINT
-    char digits[32];                                           // as few digits as tell the number from its neighbours
-    text_.assign(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
-  }
-  [[nodiscard]] const std::string& text() const { return text_; }
 
  private:
-  std::string text_;
+  enum class Kind : std::uint8_t { text, integer, real32, real64, shape } kind_;
+  std::size_t size_ = 0;  // of text and shapes
+  union {
+    const char* text_;
+    const Index* shape_;
+    long long integer_;
+    float real32_;
+    double real64_;
+  };
 };
 
-[[noreturn]] inline void raise(std::string_view function, std::initializer_list<Part> parts) {
-  std::string text = "[attn::" + std::string(function) + "] ";
-  for (const Part& part : parts) text += part.text();
-  throw Error(text);
+// Cold and not inlined: out of the way of code that checks, and of compile time.
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise(std::string_view function, std::initializer_list<Part> parts) {
+  std::size_t room = function.size() + sizeof "[attn::] ";
+  for (const Part& part : parts) room += part.room();
+  std::string text(room, '\0');
+  char* end = Part("] ").write(Part(function).write(Part("[attn::").write(text.data())));
+  for (const Part& part : parts) end = part.write(end);
+  throw Error(text.c_str());
 }
 
 template <class... Parts>
-#if defined(__GNUC__)
-[[gnu::cold, gnu::noinline]]  // out of the way of code that checks, and of compile time
-#endif
-[[noreturn]] void
-fail(std::string_view function, Parts... parts) {
+[[noreturn, gnu::cold, gnu::noinline]] void fail(std::string_view function, Parts... parts) {
   raise(function, {Part(parts)...});
 }
 

@@ -5,29 +5,23 @@
 // computed in the same order whoever runs it.
 #pragma once
 
-#include <Eigen/Core>
-#if __has_include(<Eigen/ThreadPool>)  // Eigen 5
-#include <Eigen/ThreadPool>
-#else
-#include <unsupported/Eigen/CXX11/ThreadPool>
-#endif
-
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <concepts>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <latch>
 #include <memory>
 #include <thread>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "error.hpp"
+
+namespace Eigen {
+class ThreadPoolInterface;  // whoever has a pool has included it; all others need not
+}
 
 namespace attn {
 
@@ -82,34 +76,36 @@ class SerialExecutor final : public Executor {
 class ThreadPool final : public Executor {
  public:
   /// Errors: fewer than one thread.
-  explicit ThreadPool(int threads) : Executor(threads) {
+  explicit ThreadPool(int threads) : Executor(threads), threads_(new std::thread[helpers()]) {
     detail::require(threads >= 1, "ThreadPool", "threads, expected at least 1, got ", threads);
-    for (int i = 1; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    for (std::size_t i = 0; i < helpers(); ++i) threads_[i] = std::thread([this] { work(); });
   }
   ~ThreadPool() override {
-    stop_ = true;
+    stop_.test_and_set();
     ticket_ = ticket(static_cast<std::uint32_t>(ticket_.load() >> 32) + 1, 0);
     ticket_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    for (std::size_t i = 0; i < helpers(); ++i) threads_[i].join();
   }
 
   void parallel_for(int count, LaneFunction lane) override {
-    if (count <= 1 || threads_.empty() || taken_.test_and_set(std::memory_order_acquire)) {
+    if (count <= 1 || helpers() == 0 || taken_.test_and_set(std::memory_order_acquire)) {
       for (int i = 0; i < count; ++i) lane(i);
       return;
     }
     job_ = &lane;
-    left_ = count;
+    left_ = static_cast<std::uint64_t>(count);
     ticket_ = ticket(static_cast<std::uint32_t>(ticket_.load() >> 32) + 1, static_cast<std::uint32_t>(count));
     ticket_.notify_all();
     while (run_one_lane()) {
     }
-    for (int left = left_.load(); left != 0; left = left_.load())
+    for (std::uint64_t left = left_.load(); left != 0; left = left_.load())
       if (!spin([&] { return left_.load(std::memory_order_relaxed) == 0; })) left_.wait(left);
     taken_.clear(std::memory_order_release);
   }
 
  private:
+  [[nodiscard]] std::size_t helpers() const { return static_cast<std::size_t>(concurrency() - 1); }
+
   // A ticket is one word, the number of the job and how many of its lanes nobody has taken: who takes a lane knows that
   // its job still waits for it, and who comes late takes nothing and touches nothing.
   static std::uint64_t ticket(std::uint32_t job, std::uint32_t lanes) { return std::uint64_t{job} << 32 | lanes; }
@@ -124,10 +120,10 @@ class ThreadPool final : public Executor {
     return true;
   }
   void work() {
-    while (!stop_) {
+    while (!stop_.test()) {
       if (run_one_lane()) continue;
       const std::uint64_t now = ticket_.load();
-      if (static_cast<std::uint32_t>(now) != 0 || stop_) continue;
+      if (static_cast<std::uint32_t>(now) != 0 || stop_.test()) continue;
       if (!spin([&] { return ticket_.load(std::memory_order_relaxed) != now; })) ticket_.wait(now);
     }
   }
@@ -142,27 +138,33 @@ class ThreadPool final : public Executor {
     return false;
   }
 
-  std::vector<std::thread> threads_;
+  std::unique_ptr<std::thread[]> threads_;
   std::atomic_flag taken_;  // not a mutex: a lane's own call may find it taken by its own thread
   const LaneFunction* job_ = nullptr;
   std::atomic<std::uint64_t> ticket_{0};
-  std::atomic<int> left_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<std::uint64_t> left_{0};  // as wide as the ticket, so that waiting is compiled once
+  std::atomic_flag stop_;
 };
 
 /// Runs on an Eigen thread pool that the caller owns. The calling thread works too.
 class EigenExecutor final : public Executor {
  public:
-  explicit EigenExecutor(Eigen::ThreadPoolInterface& pool) : Executor(pool.NumThreads()), pool_(&pool) {}
+  template <std::derived_from<Eigen::ThreadPoolInterface> Pool>  // a template, so that only its users compile it
+  explicit EigenExecutor(Pool& pool) : Executor(pool.NumThreads()), pool_(&pool), run_(&run<Pool>) {}
 
-  void parallel_for(int count, LaneFunction lane) override {
-    if (count <= 1 || pool_->CurrentThreadId() >= 0) {  // from within the pool, waiting for it could wait forever
+  void parallel_for(int count, LaneFunction lane) override { run_(*pool_, count, lane); }
+
+ private:
+  template <class Pool>
+  static void run(Eigen::ThreadPoolInterface& interface, int count, LaneFunction lane) {
+    auto& pool = static_cast<Pool&>(interface);
+    if (count <= 1 || pool.CurrentThreadId() >= 0) {  // from within the pool, waiting for it could wait forever
       for (int i = 0; i < count; ++i) lane(i);
       return;
     }
     std::latch done(count - 1);
     for (int i = 1; i < count; ++i)
-      pool_->Schedule([&done, lane, i] {
+      pool.Schedule([&done, lane, i] {
         lane(i);
         done.count_down();
       });
@@ -170,8 +172,8 @@ class EigenExecutor final : public Executor {
     done.wait();
   }
 
- private:
   Eigen::ThreadPoolInterface* pool_;
+  void (*run_)(Eigen::ThreadPoolInterface&, int, LaneFunction);
 };
 
 /// The shared pool, started at first use with as many threads as ATTN_NUM_THREADS says, or as the machine has.
@@ -180,12 +182,11 @@ inline Executor& default_executor() {
   static ThreadPool pool([] {
     const char* text = std::getenv("ATTN_NUM_THREADS");
     if (text == nullptr || *text == '\0') return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-    int threads = 0;
-    const char* end = text + std::strlen(text);
-    const auto [stopped, error] = std::from_chars(text, end, threads);
-    detail::require(error == std::errc{} && stopped == end && threads >= 1, "default_executor",
-                    "ATTN_NUM_THREADS, expected a positive number, got ", text);
-    return threads;
+    char* end = nullptr;
+    const long threads = std::strtol(text, &end, 10);
+    detail::require(*text >= '0' && *text <= '9' && *end == '\0' && threads >= 1 && threads <= 0x7FFFFFFF,
+                    "default_executor", "ATTN_NUM_THREADS, expected a positive number, got ", text);
+    return static_cast<int>(threads);
   }());
   return pool;
 }
@@ -221,7 +222,7 @@ namespace detail {
 /// microseconds, against about one to reach a thread that waits.
 inline int lanes(Index tasks, double work) {
   const Index worth = static_cast<Index>(std::min(work / 1e5, 1e6)) + 1;
-  return static_cast<int>(std::min({tasks, worth, Index{current_executor().concurrency()}}));
+  return static_cast<int>(std::min(std::min(tasks, worth), Index{current_executor().concurrency()}));
 }
 
 /// Runs task(i, lane) for every i below `tasks`, lane < lanes: a lane runs one task after the other, so it may own

@@ -35,7 +35,9 @@ class KvCache {
   }
   /// The length of the longest.
   [[nodiscard]] Index max_length() const {
-    return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+    Index longest = 0;
+    for (const Index length : lengths()) longest = std::max(longest, length);
+    return longest;
   }
 
   /// Keys [B,G,max_length,D] and values [B,G,max_length,Dv]. Those past a sequence's length are not to be read.
@@ -91,7 +93,7 @@ class KvCache {
   static Tensor<T, 4> shape(Index batch, Index heads, Index capacity, Index size) {
     detail::require(batch >= 0 && capacity >= 0 && heads >= 1 && size >= 1, "KvCache",
                     "expected at least one head and head size and no negative size, got ",
-                    Shape(std::array<Index, 4>{batch, heads, capacity, size}));
+                    detail::as_shape(std::array<Index, 4>{batch, heads, capacity, size}));
     return Tensor<T, 4>(batch, heads, capacity, size);
   }
   View<const T, 4> so_far(const Tensor<T, 4>& all) const {
@@ -102,7 +104,8 @@ class KvCache {
   }
   static void copy_row(View<const T, 4> from, Index b, Index g, Index s, Tensor<T, 4>& to, Index at) {
     const T* row = from.data() + b * from.stride(0) + g * from.stride(1) + s * from.stride(2);
-    std::copy_n(row, from.dimension(3), &to(b, g, at, 0));
+    const Index size = from.dimension(3);
+    std::copy_n(row, size, to.data() + ((b * to.dimension(1) + g) * to.dimension(2) + at) * size);
   }
   void check_sequence(std::string_view fn, Index sequence) const {
     detail::require(sequence >= 0 && sequence < batch(), fn, "sequence, expected one of ", batch(), ", got ", sequence);

@@ -30,22 +30,21 @@ class Linear {
     parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
     const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
     const auto key = philox_key(seed);
-    const auto fill = [&](Index count, Index row, std::uint32_t plane, auto&& element) {
+    const auto fill = [&](Index count, Index row, std::uint32_t plane, T* to, Index stride) {
       for (Index i = 0; i < count; i += 4) {
         const auto words =
             philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0}, key);
         for (Index j = i; j < std::min(i + 4, count); ++j)
-          element(j) = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
+          to[j * stride] = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
       }
     };
-    for (Index o = 0; o < out_features; ++o)
-      fill(in_features, o, 0, [&](Index i) -> T& { return parameters_->at(o, i); });
-    if (bias) fill(out_features, 0, 1, [&](Index o) -> T& { return parameters_->bias[static_cast<std::size_t>(o)]; });
+    for (Index o = 0; o < out_features; ++o) fill(in_features, o, 0, &parameters_->at(o, 0), Parameters::width);
+    if (bias) fill(out_features, 0, 1, parameters_->bias.data(), 1);
   }
   /// A layer with this weight [out,in], and bias [out] where given. Errors: shapes that do not fit.
   explicit Linear(View<const T, 2> weight, std::optional<View<const T, 1>> bias = {}) {
     detail::require(weight.size() >= 1, "Linear", "weight [out,in], expected at least 1 in and out, got ",
-                    Shape(weight.shape()));
+                    detail::as_shape(weight.shape()));
     parameters_ = std::make_shared<Parameters>(weight.dimension(1), weight.dimension(0), bias.has_value());
     set_weight(weight);
     if (bias) set_bias(*bias);
@@ -91,7 +90,7 @@ class Linear {
   /// Replaces the bias. Errors: any shape but [out]; a layer without bias.
   void set_bias(View<const T, 1> bias) {
     detail::require(has_bias(), "Linear::set_bias", "this layer has no bias, expected one made with bias = true, got ",
-                    Shape(bias.shape()));
+                    detail::as_shape(bias.shape()));
     detail::require_shape("Linear::set_bias", "bias [out]", bias, {out_features()});
     for (Index o = 0; o < out_features(); ++o) parameters_->bias[static_cast<std::size_t>(o)] = bias(o);
   }
@@ -178,7 +177,7 @@ class Linear {
   void check_input(const X& x) const {
     const auto shape = detail::shape_of(x);
     detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
-                    in_features(), ", got ", Shape(shape));
+                    in_features(), ", got ", detail::as_shape(shape));
   }
 
   std::shared_ptr<Parameters> parameters_;

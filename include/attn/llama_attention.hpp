@@ -117,8 +117,8 @@ class LlamaAttention {
   /// Holds the other's parameters from now on: a change in one shows in both. Errors: sizes that differ.
   void share(const LlamaAttention& other) {
     detail::require(sizes() == other.sizes(), "LlamaAttention::share",
-                    "modules of unlike make, expected [E,H,G,D,bias] = ", Shape(sizes()), ", got ",
-                    Shape(other.sizes()));
+                    "modules of unlike make, expected [E,H,G,D,bias] = ", detail::as_shape(sizes()), ", got ",
+                    detail::as_shape(other.sizes()));
     query_.share(other.query_);
     key_.share(other.key_);
     value_.share(other.value_);
@@ -178,7 +178,9 @@ class LlamaAttention {
   std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
 
-  static LlamaAttentionConfig complete(LlamaAttentionConfig c) {
+  // Checks, and fills in the defaults. One copy: each way to copy or move a configuration is dozens of functions.
+  static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
+    LlamaAttentionConfig c = given;
     constexpr auto fn = "LlamaAttention";
     detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
     detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ",
@@ -208,7 +210,7 @@ class LlamaAttention {
   }
 
   template <class M>
-  void run(View<T, 3> y, View<const T, 3> x, const M& mask, KvCache<T>* cache, View<T, 4> weights) const {
+  void run(const View<T, 3>& y, View<const T, 3> x, const M& mask, KvCache<T>* cache, View<T, 4> weights) const {
     constexpr auto fn = "LlamaAttention::forward";
     const auto& c = config_;
     const Index B = x.dimension(0), S = x.dimension(1), E = c.hidden_size;
@@ -216,13 +218,14 @@ class LlamaAttention {
 
     // 1. Checks, before any work.
     detail::require(x.dimension(2) == E, fn, "input [B,S,E], expected a last dimension of ", E, ", got ",
-                    Shape(x.shape()));
+                    detail::as_shape(x.shape()));
     detail::require_shape(fn, "output [B,S,E]", y, x.shape());
     if (cache != nullptr) {
       const std::array<Index, 4> expected{B, G, D, D};
       const std::array<Index, 4> got{cache->batch(), cache->key_value_heads(), cache->head_size(), cache->value_size()};
-      detail::require(got == expected, fn, "cache [batch, key/value heads, head size, value size], expected ",
-                      Shape(expected), ", got ", Shape(got));
+      detail::require(detail::same_shape(detail::as_shape(got), detail::as_shape(expected)), fn,
+                      "cache [batch, key/value heads, head size, value size], expected ", detail::as_shape(expected),
+                      ", got ", detail::as_shape(got));
       cache->check_room(S);
     }
     Workspace::Frame frame;
@@ -264,17 +267,18 @@ class LlamaAttention {
     }
     const AttentionOutputs<T> out{split_heads(context, H), {}, weights};
     const SlidingWindow window = c.window ? SlidingWindow(*c.window) : SlidingWindow::unlimited();
-    if (cache == nullptr) {
-      scaled_dot_product_attention_into(out, q_heads, k_heads, v_heads, given & window & Padding(), NoScore(), options);
-    } else {
+    View<const T, 4> keys = k_heads, values = v_heads;
+    Padding padding;
+    if (cache != nullptr) {
       cache->append(k_heads, v_heads);
-      try {
-        scaled_dot_product_attention_into(out, q_heads, cache->keys(), cache->values(),
-                                          given & window & Padding(cache->lengths()), NoScore(), options);
-      } catch (...) {
-        cache->roll_back(S);
-        throw;
-      }
+      keys = cache->keys(), values = cache->values();
+      padding = Padding(cache->lengths());
+    }
+    try {
+      scaled_dot_product_attention_into(out, q_heads, keys, values, given & window & padding, NoScore(), options);
+    } catch (...) {
+      if (cache != nullptr) cache->roll_back(S);
+      throw;
     }
 
     // 5. Output projection and its dropout.

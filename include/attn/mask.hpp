@@ -201,7 +201,7 @@ class BroadcastView {
   void check(std::string_view function, std::string_view what, const std::array<Index, 4>& scores) const {
     for (std::size_t axis = 0; axis < 4; ++axis)
       require(shape_[axis] == 1 || shape_[axis] == scores[axis], function, what, " does not broadcast, expected ",
-              Shape(scores), " or 1 in its place, got ", Shape(shape_).last(static_cast<std::size_t>(rank_)));
+              as_shape(scores), " or 1 in its place, got ", as_shape(shape_).last(static_cast<std::size_t>(rank_)));
   }
 
  private:

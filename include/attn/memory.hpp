@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "error.hpp"
@@ -45,6 +46,12 @@ using AlignedVector = std::vector<T, detail::AlignedAllocator<T>>;
 /// Scratch memory, kept between calls so that steady state allocates nothing. Each thread that calls attn has one; it
 /// grows to what the largest call needed and is freed with the thread, or by `Workspace::current().release()`.
 class Workspace {
+  // Followed by the memory. A list, since vectors of vectors cost every program more than a hundred functions.
+  struct alignas(cache_line) Block {
+    Block* next;
+    std::size_t size;
+  };
+
  public:
   /// The calling thread's workspace.
   static Workspace& current() {
@@ -52,16 +59,19 @@ class Workspace {
     return workspace;
   }
 
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { release(); }
+
   /// Frees all memory. Must not be called while an attn function of this thread runs.
   void release() {
-    blocks_.clear();
-    blocks_.shrink_to_fit();
-    block_ = used_ = 0;
+    while (first_ != nullptr) ::operator delete (std::exchange(first_, first_->next), std::align_val_t{cache_line});
+    block_ = nullptr;
   }
   /// Bytes held.
   [[nodiscard]] std::size_t capacity() const {
     std::size_t bytes = 0;
-    for (const Memory& block : blocks_) bytes += block.size();
+    for (const Block* block = first_; block != nullptr; block = block->next) bytes += block->size;
     return bytes;
   }
 
@@ -86,37 +96,37 @@ class Workspace {
 
    private:
     Workspace& home_;
-    std::size_t block_, used_;
+    Block* block_;
+    std::size_t used_;
   };
 
  private:
-  using Memory = AlignedVector<std::byte>;
+  Workspace() = default;
 
   void* take(std::size_t bytes) {
-    if (block_ == 0 && used_ == 0) merge();
-    bytes = (bytes + cache_line - 1) / cache_line * cache_line;
-    while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].size()) {
-      ++block_;
-      used_ = 0;
+    if (block_ == nullptr && first_ != nullptr && first_->next != nullptr) {
+      const std::size_t all = capacity();  // several blocks of a first call become one for the next
+      release();
+      advance(all);
     }
-    if (block_ == blocks_.size()) add(bytes);
-    void* result = blocks_[block_].data() + used_;
+    bytes = (bytes + cache_line - 1) / cache_line * cache_line;
+    while (block_ == nullptr || used_ + bytes > block_->size) advance(bytes);
     used_ += bytes;
-    return result;
+    return reinterpret_cast<std::byte*>(block_ + 1) + (used_ - bytes);
   }
-  void add(std::size_t bytes) {
-    blocks_.emplace_back(std::max(bytes, std::size_t{4096}));
+  void advance(std::size_t bytes) {  // to the next block, which is made where there is none
+    Block*& next = block_ == nullptr ? first_ : block_->next;
+    if (next == nullptr) {
+      const std::size_t size = std::max(bytes, std::size_t{4096});
+      next = ::new (::operator new (sizeof(Block) + size, std::align_val_t{cache_line})) Block{nullptr, size};
+    }
+    block_ = next;
     used_ = 0;
   }
-  void merge() {  // several blocks of a first call become one for the next
-    if (blocks_.size() <= 1) return;
-    const std::size_t bytes = capacity();
-    release();
-    add(bytes);
-  }
 
-  std::vector<Memory> blocks_;
-  std::size_t block_ = 0, used_ = 0;
+  Block* first_ = nullptr;
+  Block* block_ = nullptr;  // the one in use; none where nothing is taken
+  std::size_t used_ = 0;
 };
 
 }  // namespace attn

@@ -70,17 +70,15 @@ struct RotaryConfig {
 class Rotary {
  public:
   /// Errors: a head size that is odd or below 2, theta or a factor that is not positive, factors of the wrong count.
-  explicit Rotary(Index head_size, RotaryConfig config = {})
-      : config_(std::move(config)),
-        head_size_(head_size),
-        turned_(config_.dimensions == 0 ? head_size : config_.dimensions) {
+  explicit Rotary(Index head_size, const RotaryConfig& config = {})
+      : config_(config), head_size_(head_size), turned_(config_.dimensions == 0 ? head_size : config_.dimensions) {
     constexpr auto fn = "Rotary";
     detail::require(head_size >= 2 && head_size % 2 == 0, fn, "head size, expected an even number, got ", head_size);
     detail::require(turned_ >= 2 && turned_ % 2 == 0 && turned_ <= head_size, fn,
                     "dimensions, expected an even number up to the head size ", head_size, ", got ", turned_);
     detail::require(config_.theta > 0.0 && std::isfinite(config_.theta), fn, "theta, expected a positive number, got ",
                     config_.theta);
-    std::visit([&](const auto& scaling) { check(scaling); }, config_.scaling);
+    check_scaling();
   }
 
   [[nodiscard]] const RotaryConfig& config() const { return config_; }
@@ -92,22 +90,22 @@ class Rotary {
                     ", got ", std::ssize(result));
     double theta = config_.theta;
     const auto dimensions = static_cast<double>(turned_);
-    if (const auto* s = std::get_if<DynamicNtkScaling>(&config_.scaling)) {
+    if (const auto* s = scaling<DynamicNtkScaling>()) {
       const double stretch =
           static_cast<double>(std::max(length, s->original_length)) / static_cast<double>(s->original_length);
       if (turned_ > 2) theta *= std::pow(s->factor * stretch - (s->factor - 1.0), dimensions / (dimensions - 2.0));
     }
     for (std::size_t i = 0; i < result.size(); ++i) {
       const double plain = std::pow(theta, -2.0 * static_cast<double>(i) / dimensions);
-      result[i] = std::visit([&](const auto& s) { return scaled(s, plain, i, length); }, config_.scaling);
+      result[i] = scaled(plain, i, length);
     }
   }
 
   /// What cosines and sines are multiplied by: 1 but for yarn and longrope.
   [[nodiscard]] double attention_factor() const {
-    if (const auto* s = std::get_if<YarnScaling>(&config_.scaling))
+    if (const auto* s = scaling<YarnScaling>())
       return s->attention_factor.value_or(s->factor <= 1.0 ? 1.0 : 0.1 * std::log(s->factor) + 1.0);
-    if (const auto* s = std::get_if<LongRopeScaling>(&config_.scaling))
+    if (const auto* s = scaling<LongRopeScaling>())
       return s->attention_factor.value_or(
           s->factor <= 1.0 ? 1.0
                            : std::sqrt(1.0 + std::log(s->factor) / std::log(static_cast<double>(s->original_length))));
@@ -122,7 +120,7 @@ class Rotary {
     constexpr auto fn = "Rotary::apply";
     const Index B = x.dimension(0), H = x.dimension(1), S = x.dimension(2), half = turned_ / 2;
     detail::require(x.dimension(3) == head_size_, fn, "last dimension, expected ", head_size_, ", got ",
-                    Shape(x.shape()));
+                    detail::as_shape(x.shape()));
     detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ",
                     std::ssize(start));
     for (const Index position : start) {
@@ -166,26 +164,33 @@ class Rotary {
   }
 
  private:
-  static void check(std::monostate) {}
-  static void check(const LinearScaling& s) { check_factor(s.factor); }
-  static void check(const DynamicNtkScaling& s) { check_factor(s.factor), check_length(s.original_length); }
-  static void check(const Llama3Scaling& s) {
-    check_factor(s.factor), check_length(s.original_length);
-    detail::require(s.low_frequency_factor > 0.0 && s.high_frequency_factor > s.low_frequency_factor, "Rotary",
-                    "llama3 scaling, expected 0 < low_frequency_factor < high_frequency_factor, got ",
-                    s.low_frequency_factor, " and ", s.high_frequency_factor);
+  // The scaling, if it is this one. Not std::visit: each use of it compiles some 20 functions, with or without rotary.
+  template <class S>
+  [[nodiscard]] const S* scaling() const {
+    return std::get_if<S>(&config_.scaling);
   }
-  static void check(const YarnScaling& s) {
-    check_factor(s.factor), check_length(s.original_length);
-    detail::require(s.beta_slow > 0.0 && s.beta_fast > s.beta_slow, "Rotary",
-                    "yarn scaling, expected 0 < beta_slow < beta_fast, got ", s.beta_slow, " and ", s.beta_fast);
-  }
-  void check(const LongRopeScaling& s) const {
-    check_factor(s.factor), check_length(s.original_length);
-    for (const auto* factors : {&s.short_factors, &s.long_factors}) {
-      detail::require(std::ssize(*factors) == turned_ / 2, "Rotary", "longrope scaling, expected ", turned_ / 2,
-                      " factors, got ", std::ssize(*factors));
-      for (const double factor : *factors) check_factor(factor);
+
+  void check_scaling() const {
+    if (const auto* s = scaling<LinearScaling>()) check_factor(s->factor);
+    if (const auto* s = scaling<DynamicNtkScaling>()) check_factor(s->factor), check_length(s->original_length);
+    if (const auto* s = scaling<Llama3Scaling>()) {
+      check_factor(s->factor), check_length(s->original_length);
+      detail::require(s->low_frequency_factor > 0.0 && s->high_frequency_factor > s->low_frequency_factor, "Rotary",
+                      "llama3 scaling, expected 0 < low_frequency_factor < high_frequency_factor, got ",
+                      s->low_frequency_factor, " and ", s->high_frequency_factor);
+    }
+    if (const auto* s = scaling<YarnScaling>()) {
+      check_factor(s->factor), check_length(s->original_length);
+      detail::require(s->beta_slow > 0.0 && s->beta_fast > s->beta_slow, "Rotary",
+                      "yarn scaling, expected 0 < beta_slow < beta_fast, got ", s->beta_slow, " and ", s->beta_fast);
+    }
+    if (const auto* s = scaling<LongRopeScaling>()) {
+      check_factor(s->factor), check_length(s->original_length);
+      for (const auto* factors : {&s->short_factors, &s->long_factors}) {
+        detail::require(std::ssize(*factors) == turned_ / 2, "Rotary", "longrope scaling, expected ", turned_ / 2,
+                        " factors, got ", std::ssize(*factors));
+        for (const double factor : *factors) check_factor(factor);
+      }
     }
   }
   static void check_factor(double factor) {
@@ -196,31 +201,32 @@ class Rotary {
     detail::require(length >= 2, "Rotary", "original_length, expected at least 2, got ", length);
   }
 
-  // The frequency of pair i, from the plain one.
-  static double scaled(std::monostate, double plain, std::size_t, Index) { return plain; }
-  static double scaled(const LinearScaling& s, double plain, std::size_t, Index) { return plain / s.factor; }
-  static double scaled(const DynamicNtkScaling&, double plain, std::size_t, Index) { return plain; }  // theta has it
-  static double scaled(const Llama3Scaling& s, double plain, std::size_t, Index) {
-    const double turns = static_cast<double>(s.original_length) * plain / (2.0 * std::numbers::pi);
-    const double keep =
-        std::clamp((turns - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor), 0.0, 1.0);
-    return keep * plain + (1.0 - keep) * plain / s.factor;
+  // The frequency of pair i, from the plain one; a dynamic scaling is in that already.
+  [[nodiscard]] double scaled(double plain, std::size_t i, Index length) const {
+    if (const auto* s = scaling<LinearScaling>()) return plain / s->factor;
+    if (const auto* s = scaling<Llama3Scaling>()) {
+      const double turns = static_cast<double>(s->original_length) * plain / (2.0 * std::numbers::pi);
+      const double keep = std::clamp(
+          (turns - s->low_frequency_factor) / (s->high_frequency_factor - s->low_frequency_factor), 0.0, 1.0);
+      return keep * plain + (1.0 - keep) * plain / s->factor;
+    }
+    if (const auto* s = scaling<YarnScaling>()) {
+      double low = yarn_dimension(*s, s->beta_fast), high = yarn_dimension(*s, s->beta_slow);
+      if (s->truncate) low = std::floor(low), high = std::ceil(high);
+      low = std::max(low, 0.0), high = std::min(high, static_cast<double>(turned_ - 1));
+      if (low == high) high += 0.001;  // no division by zero
+      const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+      return (1.0 - ramp) * plain + ramp * plain / s->factor;
+    }
+    if (const auto* s = scaling<LongRopeScaling>())
+      return plain / (length > s->original_length ? s->long_factors : s->short_factors)[i];
+    return plain;
   }
-  double scaled(const YarnScaling& s, double plain, std::size_t i, Index) const {
-    const auto dimension = [&](double turns) {  // which pair turns that often over the original length
-      return static_cast<double>(turned_) *
-             std::log(static_cast<double>(s.original_length) / (turns * 2.0 * std::numbers::pi)) /
-             (2.0 * std::log(config_.theta));
-    };
-    double low = dimension(s.beta_fast), high = dimension(s.beta_slow);
-    if (s.truncate) low = std::floor(low), high = std::ceil(high);
-    low = std::max(low, 0.0), high = std::min(high, static_cast<double>(turned_ - 1));
-    if (low == high) high += 0.001;  // no division by zero
-    const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
-    return (1.0 - ramp) * plain + ramp * plain / s.factor;
-  }
-  static double scaled(const LongRopeScaling& s, double plain, std::size_t i, Index length) {
-    return plain / (length > s.original_length ? s.long_factors : s.short_factors)[i];
+  [[nodiscard]] double yarn_dimension(const YarnScaling& s,
+                                      double turns) const {  // which pair turns that often over the original length
+    return static_cast<double>(turned_) *
+           std::log(static_cast<double>(s.original_length) / (turns * 2.0 * std::numbers::pi)) /
+           (2.0 * std::log(config_.theta));
   }
 
   RotaryConfig config_;
@@ -232,7 +238,7 @@ template <class T, int Rank>
 Tensor<T, Rank> reorder(View<const T, Rank> x, Index heads, bool to_half_split, std::string_view fn) {
   const Index rows = x.dimension(0);
   detail::require(heads >= 1 && rows % (2 * heads) == 0, fn, "first dimension, expected a multiple of twice ", heads,
-                  " heads, got ", Shape(x.shape()));
+                  " heads, got ", detail::as_shape(x.shape()));
   detail::require(detail::is_packed(x), fn, "views, expected a packed tensor");
   auto result = detail::make_tensor<T, Rank>(x.shape());
   const Index d = rows / heads, width = x.size() / std::max<Index>(rows, 1);

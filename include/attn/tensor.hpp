@@ -129,7 +129,7 @@ concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> &&(std::remove_cvr
 template <class T>
 [[nodiscard]] View<T, 4> split_heads(View<T, 3> x, Index heads) {
   detail::require(heads >= 1 && x.dimension(2) % heads == 0, "split_heads", "last dimension, expected a multiple of ",
-                  heads, " heads, got ", Shape(x.shape()));
+                  heads, " heads, got ", detail::as_shape(x.shape()));
   const Index d = x.dimension(2) / heads;
   return {x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d, x.stride(1), 1}};
 }
@@ -156,10 +156,13 @@ template <class T, int Rank>
   return Tensor<T, Rank>(sizes);
 }
 
+inline void require_shape(std::string_view function, std::string_view what, Shape got, Shape expected) {
+  require(same_shape(got, expected), function, what, ", expected ", expected, ", got ", got);
+}
 template <class T, int Rank>
 void require_shape(std::string_view function, std::string_view what, View<T, Rank> x,
                    const std::type_identity_t<std::array<Index, static_cast<std::size_t>(Rank)>>& expected) {
-  require(x.shape() == expected, function, what, ", expected ", Shape(expected), ", got ", Shape(x.shape()));
+  require_shape(function, what, as_shape(x.shape()), as_shape(expected));
 }
 
 /// Where tensors are read or written row after row, they must be packed: no gaps between the rows.
