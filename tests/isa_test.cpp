@@ -130,6 +130,13 @@ TEST(SupportedIsas, BeginsWithTheBaselineAndGetsBetter) {
   EXPECT_EQ(attn::supported_isas().data(), isas.data()) << "asked for once";
 }
 
+TEST(SupportedIsas, EachHasItsRunOfTheTests) {
+  const std::string run = " " ATTN_TEST_ISAS " ";
+  for (const Isa isa : attn::supported_isas())
+    EXPECT_NE(run.find(' ' + std::string(isa_name(isa)) + ' '), std::string::npos)
+        << isa_name(isa) << " is not in tests/CMakeLists.txt";
+}
+
 #if defined(__x86_64__)
 TEST(SupportedIsas, AgreesWithTheCompilersOwnQuestion) {
   __builtin_cpu_init();
