@@ -8,6 +8,7 @@
 #include <span>
 
 #include "executor.hpp"
+#include "kernel/decode_task.hpp"
 #include "kernel/targets.hpp"
 #include "mask.hpp"
 #include "memory.hpp"
@@ -134,29 +135,28 @@ template <Scalar X>
 }
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
-template <class Kernels, class Stored, class Rules>
-void run_attention(const kernel::AttentionProblem<Stored>& p, const Rules& rules) {
+template <class Stored>
+void run_attention(const kernel::AttentionProblem<Stored>& p,
+                   const kernel::Rules<kernel::AccumulatorOf<Stored>>& rules) {
   using A = kernel::AccumulatorOf<Stored>;
+  const auto& kernels = kernel::active_kernels<Stored>();
   const double work =
       static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
   const Workspace::Frame frame;
-  if (Kernels::template Decode<Stored>::fits(p)) {
-    const typename Kernels::template Decode<Stored> plan(p);
-    const Index tasks = plan.tasks(p), room = plan.scratch();
-    auto* const partials = frame.take<A>(tasks * plan.partial());
-    const int threads = lanes(tasks, work);
-    auto* const scratch = frame.take<A>(std::max(threads, 1) * room);
-    for_each_task(tasks, threads, [&](Index task, int lane) {
-      Kernels::decode(p, plan, rules, task, partials, scratch + lane * room);
-    });
-    for (Index row = 0; row < p.B * p.H * p.S; ++row) Kernels::join(p, plan, row, partials, scratch);
+  if (kernel::DecodeTasks<Stored>::fit(p)) {
+    const kernel::DecodeTasks<Stored> tasks(p, rules, kernels);
+    auto* const results = frame.take<A>(tasks.partials());
+    const int threads = lanes(tasks.count(), work);
+    auto* const scratch = frame.take<A>(std::max(threads, 1) * tasks.scratch());
+    for_each_task(tasks.count(), threads,
+                  [&](Index task, int lane) { tasks.run(task, results, scratch + lane * tasks.scratch()); });
+    for (Index row = 0; row < p.B * p.H * p.S; ++row) tasks.join(row, results, scratch);
   } else {
-    const typename Kernels::template Attention<Stored> plan(p, current_executor().concurrency());
-    const Index tasks = plan.tasks(p), room = plan.scratch(p);
-    const int threads = lanes(tasks, work);
-    auto* const scratch = frame.take<A>(threads * room);
-    for_each_task(tasks, threads,
-                  [&](Index task, int lane) { Kernels::attention(p, plan, rules, task, scratch + lane * room); });
+    const kernel::AttentionTasks<Stored> tasks(p, rules, kernels, current_executor().concurrency());
+    const int threads = lanes(tasks.count(), work);
+    auto* const scratch = frame.take<A>(threads * tasks.scratch());
+    for_each_task(tasks.count(), threads,
+                  [&](Index task, int lane) { tasks.run(task, scratch + lane * tasks.scratch()); });
   }
 }
 
@@ -165,10 +165,7 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   if (n.B * n.H * n.S == 0) return;
-  const auto problem = attention_problem(n, q, k, v, options, out);
-  kernel::dispatch([&](auto kernels) {
-    run_attention<decltype(kernels)>(problem, kernels.template rules<Accumulator<X>>(mask, score));
-  });
+  run_attention(attention_problem(n, q, k, v, options, out), kernel::active_rules<Accumulator<X>>(mask, score));
 }
 
 }  // namespace attn::detail

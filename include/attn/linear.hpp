@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "executor.hpp"
+#include "kernel/linear_task.hpp"
 #include "kernel/targets.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
@@ -161,16 +162,14 @@ class Linear {
         kernel::stored(x), kernel::stored(parameters_->weight.data()), bias, kernel::stored(y), rows, in_features(),
         out_features()};
     if (rows == 0) return;
-    kernel::dispatch([&](auto kernels) {
-      const typename decltype(kernels)::template Linear<Stored> plan(problem, current_executor().concurrency());
-      const Workspace::Frame frame;
-      const Index tasks = plan.tasks(), room = plan.scratch();
-      const int lanes =
-          detail::lanes(tasks, static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
-      auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
-      detail::for_each_task(tasks, lanes,
-                            [&](Index task, int lane) { kernels.linear(problem, plan, task, scratch + lane * room); });
-    });
+    const kernel::LinearTasks<Stored> tasks(problem, kernel::active_kernels<Stored>(),
+                                            current_executor().concurrency());
+    const Workspace::Frame frame;
+    const Index room = tasks.scratch();
+    const int lanes =
+        detail::lanes(tasks.count(), static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
+    auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
+    detail::for_each_task(tasks.count(), lanes, [&](Index task, int lane) { tasks.run(task, scratch + lane * room); });
   }
 
   template <class X>

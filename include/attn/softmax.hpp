@@ -48,17 +48,15 @@ class Softmax {
   static void run(const T* x, Index rows, Index columns, T* y) {
     const Index block = std::max<Index>(1, 4096 / columns);  // rows of one task: enough to be worth a thread's while
     const Index tasks = (rows + block - 1) / block;
-    kernel::dispatch([&](auto kernels) {
-      const Workspace::Frame frame;
-      const Index room = columns + 64;
-      const int lanes =
-          detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
-      auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
-      detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
-        for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
-          kernels.softmax(kernel::stored(x + row * columns), kernel::stored(y + row * columns), columns,
-                          scratch + lane * room);
-      });
+    const auto softmax_row = kernel::active_softmax_row<kernel::Stored<T>>();
+    const Workspace::Frame frame;
+    const Index room = columns + 64;
+    const int lanes = detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
+    auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
+    detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
+      for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
+        softmax_row(kernel::stored(x + row * columns), kernel::stored(y + row * columns), columns,
+                    scratch + lane * room);
     });
   }
 };

@@ -13,7 +13,7 @@
 
 #include "../score.hpp"
 #include "isa.hpp"
-#include "problem.hpp"
+#include "kernels.hpp"
 
 #define ATTN_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -100,19 +100,51 @@ namespace attn::kernel::avx512 {
 
 namespace attn::kernel {
 
-/// Calls function(kernels) with the active instruction set's Kernels: once per public call, a switch.
-template <class Function>
-void dispatch(const Function& function) {
+/// The functions of the active instruction set: asked for once per public call.
+template <class T>
+[[nodiscard]] const Kernels<T>& active_kernels() {
   switch (active_isa()) {
 #if ATTN_X86_TARGETS
     case Isa::avx512:
-      return function(avx512::Kernels{});
+      return avx512::kernels<T>;
     case Isa::avx2:
-      return function(avx2::Kernels{});
+      return avx2::kernels<T>;
 #endif
     default:
-      return function(baseline::Kernels{});
+      return baseline::kernels<T>;
   }
+}
+
+/// The softmax of a row: not in the table, which would compile it for everyone.
+template <class T>
+[[nodiscard]] auto active_softmax_row() -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+  switch (active_isa()) {
+#if ATTN_X86_TARGETS
+    case Isa::avx512:
+      return avx512::softmax_row<T>;
+    case Isa::avx2:
+      return avx2::softmax_row<T>;
+#endif
+    default:
+      return baseline::softmax_row<T>;
+  }
+}
+
+/// A mask and a score function for the active instruction set. They are referred to.
+template <class A, class M, class F>
+[[nodiscard]] Rules<A> active_rules(const M& mask, const F& score) {
+  Rules<A> rules{&mask,
+                 &score,
+                 [](const Rules<A>& r, const Block& block) { return static_cast<const M*>(r.mask)->cover(block); },
+                 baseline::RulesOf<A, M, F>::panel,
+                 baseline::RulesOf<A, M, F>::line,
+                 !std::is_same_v<F, NoScore>};
+#if ATTN_X86_TARGETS
+  if (active_isa() == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel, rules.line = avx2::RulesOf<A, M, F>::line;
+  if (active_isa() == Isa::avx512)
+    rules.panel = avx512::RulesOf<A, M, F>::panel, rules.line = avx512::RulesOf<A, M, F>::line;
+#endif
+  return rules;
 }
 
 }  // namespace attn::kernel

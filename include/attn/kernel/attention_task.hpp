@@ -1,0 +1,274 @@
+// Floor 2. Fused attention: how it is cut into tasks, and one task.
+//
+// Scores are computed transposed: a panel of 3 vectors of queries lies across the lanes, keys run down; and so is the
+// output, elements of v running down. Then
+//   - both products are the same tile: its columns are queries, its rows are keys as they lie in k, or elements of v as
+//     they lie in v. No key or value is ever packed, and any D and Dv will do;
+//   - the softmax needs no horizontal step: running maximum and sum are one vector per 16 queries;
+//   - p is stored as [key][query], which is how the tile wants it for p v.
+// Queries are turned once per task, and outputs once back. Memory traffic per task of up to 384 queries: k and v once
+// from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv) flops. At 4 bytes that is 1 byte in 192 flops: arithmetic,
+// not memory, is the limit.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels.hpp"
+
+namespace attn::kernel {
+
+/// Queries of one task. 96 or 192 read k and v too often (15, 5 %), 576 leave L2 (3 %).
+inline constexpr Index most_task_rows = 384;
+/// Keys scored and weighed at a time. 32 read and write the output too often (3 %), 96 and 128 are equal.
+inline constexpr Index step_keys = 64;
+
+/// Dropout of weights: p[key * key_stride + row * row_stride], `first` the position of the first.
+template <class A>
+void drop(A* p, Index key_stride, Index row_stride, Index keys, Index rows, const DropoutRule& rule, Position first,
+          Index plane) {
+  for (Index row = 0; row < rows; ++row)
+    for (Index t = 0; t < keys;) {
+      const auto column = static_cast<std::uint32_t>(first.key + t);
+      const auto words = philox4x32(
+          {column / 4, static_cast<std::uint32_t>(first.row + row), static_cast<std::uint32_t>(plane), rule.call},
+          rule.key());
+      for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t) {
+        A& weight = p[t * key_stride + row * row_stride];
+        weight = words[i] >= rule.threshold ? weight * static_cast<A>(rule.scale) : A{0};
+      }
+    }
+}
+
+/// What of a block of scores is worth computing: keys that the mask calls empty are cut off at both ends, by bisection,
+/// so that padding is never read and a causal block ends at its last live key. Returns false where nothing is left.
+template <class A>
+bool trim(const Rules<A>& rules, Block& block, bool& masked) {
+  const Coverage coverage = rules.cover(rules, block);
+  masked = coverage == Coverage::mixed;
+  if (!masked) return coverage == Coverage::full;
+  std::int32_t low = block.first.key, high = block.last.key + 1;
+  while (low < high) {  // keys from `high` on are empty
+    const std::int32_t middle = low + (high - low) / 2;
+    Block rest = block;
+    rest.first.key = middle;
+    if (rules.cover(rules, rest) == Coverage::empty)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  block.last.key = high - 1;
+  low = block.first.key, high = block.last.key;
+  while (low < high) {  // keys before `low` are empty
+    const std::int32_t middle = low + (high - low) / 2;
+    Block rest = block;
+    rest.last.key = middle;
+    if (rules.cover(rules, rest) == Coverage::empty)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  block.first.key = low;
+  return block.first.key <= block.last.key;
+}
+
+/// Keys or values of one head, step by step. Where they cannot be read as they lie (low precision, columns to pad, rows
+/// far apart), the step's rows are brought into scratch memory once, as far as anyone has asked for: keys that no query
+/// attends are never read.
+template <class T>
+struct StepRows {
+  using A = AccumulatorOf<T>;
+  const Kernels<T>& f;
+  const T* from = nullptr;
+  Index stride = 0, size = 0, width = 0;  // of a row: from the next, elements, elements padded
+  A* copy = nullptr;                      // or null: read as they lie
+  Index step = -1, end = 0;               // what the copy holds
+
+  /// Row t; rows up to `last` can be read at the stride that `out_stride` is set to.
+  const A* at(Index step_begin, Index t, Index last, Index& out_stride) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (copy == nullptr) {
+        out_stride = stride;
+        return from + t * stride;
+      }
+    }
+    Index i = step == step_begin ? end : step_begin;
+    for (; i <= last; ++i) {
+      A* const row = copy + (i - step_begin) * width;
+      f.load(row, from + i * stride, size);
+      for (Index d = size; d < width; ++d) row[d] = 0;
+    }
+    step = step_begin, end = i;
+    out_stride = width;
+    return copy + (t - step_begin) * width;
+  }
+};
+
+/// Attention of all heads, cut into tasks: up to 384 queries of one head against all its keys.
+template <class T>
+class AttentionTasks {
+  using A = AccumulatorOf<T>;
+  static constexpr bool low = !std::is_same_v<T, A>;
+
+ public:
+  AttentionTasks(const AttentionProblem<T>& problem, const Rules<A>& rules_, const Kernels<T>& functions, Index threads)
+      : p(problem), rules(rules_), f(functions), panel(f.panel()) {
+    // Panels are the same rows however many of them a task has, so this may depend on the number of threads.
+    panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
+    while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
+    row_blocks = (p.S + panels * panel - 1) / (panels * panel);
+    // Rows that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 2 to 4 % and saves
+    // up to half of the time (E = 4096: stride 16 KB).
+    copies_k = low || p.k.row != p.D;
+    copies_v = low || p.v.row != p.Dv;
+  }
+
+  [[nodiscard]] Index count() const { return p.B * p.H * row_blocks; }
+  /// Scratch memory per thread, in accumulators.
+  [[nodiscard]] Index scratch() const {
+    return panels * panel * (p.D + p.Dv + 2) + (step_keys + 3) * panel + turned_size() +
+           step_keys * ((copies_k ? apart(p.D) : 0) + (copies_v ? apart(p.Dv) : 0));
+  }
+  void run(Index task, A* scratch) const { Task(*this, task, scratch).run(); }
+
+ private:
+  /// The stride of copied rows: a line more than they need, or those of 512 bytes would share a few sets of L1 (1 to 2 %).
+  static constexpr Index apart(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
+  /// A panel's output, or its weights of a step, turned to rows of queries.
+  [[nodiscard]] Index turned_size() const {
+    return panel * std::max(f.padded(p.Dv), p.weights != nullptr ? step_keys : 0);
+  }
+
+  struct Task {
+    const AttentionTasks& all;
+    const AttentionProblem<T>& p;
+    const Rules<A>& rules;
+    const Kernels<T>& f;
+    const Index panel;
+    Index b, h, first_row, rows;
+    A *q, *y, *largest, *sum, *s, *old, *scale, *turned;  // q [panel][D][query], y [panel][Dv][query], s [key][query]
+    StepRows<T> k, v;
+
+    Task(const AttentionTasks& tasks, Index task, A* scratch)
+        : all(tasks), p(all.p), rules(all.rules), f(all.f), panel(all.panel), k{f}, v{f} {
+      const Index block = all.row_blocks - 1 - task / (p.B * p.H);  // under a causal mask the last rows cost most
+      b = task % (p.B * p.H) / p.H;
+      h = task % p.H;
+      const Index g = h / (p.H / p.G), queries = all.panels * panel;
+      first_row = block * queries;
+      rows = std::min(queries, p.S - first_row);
+      q = scratch;
+      y = q + queries * p.D;
+      largest = y + queries * p.Dv;
+      sum = largest + queries;
+      s = sum + queries;
+      old = s + (step_keys + 1) * panel;
+      scale = old + panel;
+      turned = scale + panel;
+      A* const k_copy = turned + all.turned_size();
+      A* const v_copy = k_copy + (all.copies_k ? step_keys * apart(p.D) : 0);
+      k.from = p.k.at(b, g, 0), k.stride = p.k.row, k.size = p.D, k.width = apart(p.D);
+      v.from = p.v.at(b, g, 0), v.stride = p.v.row, v.size = p.Dv, v.width = apart(p.Dv);
+      k.copy = all.copies_k ? k_copy : nullptr;
+      v.copy = all.copies_v ? v_copy : nullptr;
+    }
+
+    void run() {
+      for (Index i = 0; i < panel; ++i) scale[i] = p.scale;
+      for (Index row = 0; row < rows; row += panel) {
+        f.turn(q + row * p.D, panel, p.q.at(b, h, first_row + row), p.q.row, std::min(panel, rows - row), p.D);
+        for (Index i = 0; i < panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
+        for (Index i = 0; i < panel * p.Dv; ++i) y[row * p.Dv + i] = 0;
+      }
+      for (Index t = 0; t < p.T_; t += step_keys)
+        for (Index row = 0; row < rows; row += panel) {
+          Block block;
+          if (!scores(t, row, block)) continue;
+          softmax(row, block, old);
+          values(t, row, block);
+        }
+      finish();
+      if (p.weights != nullptr) write_weights();
+    }
+
+    [[nodiscard]] Index count(Index row) const { return std::min(panel, rows - row); }
+    [[nodiscard]] static Index keys(const Block& block) { return block.last.key - block.first.key + 1; }
+
+    /// s = masked scores of the panel at `row` with the keys of the step at t that are worth it; false: with none.
+    bool scores(Index t, Index row, Block& block) {
+      block = {p.position(b, h, first_row + row, t),
+               p.position(b, h, first_row + row + count(row) - 1, std::min(t + step_keys, p.T_) - 1)};
+      bool masked = false;
+      if (!trim(rules, block, masked)) return false;
+      Product<A> product{nullptr, 0, 1, q + row * p.D, panel, p.D, s, panel, nullptr, 0, scale};
+      product.a = k.at(t, block.first.key, block.last.key, product.a_row);
+      f.multiply(product, keys(block), count(row), ahead(k, t, row));
+      if (masked || rules.scores) rules.panel(rules, s, keys(block), count(row), block.first, masked);
+      return true;
+    }
+
+    /// Scores become weights, relative to the panel's largest scores so far; factor: what was summed before changes by.
+    void softmax(Index row, const Block& block, A* factor) {
+      const Index vectors = (count(row) + f.lanes - 1) / f.lanes;
+      f.softmax_panel(s, keys(block), vectors, largest + row, sum + row, factor);
+      if (p.dropout.active()) drop(s, panel, 1, keys(block), count(row), p.dropout, block.first, b * p.H + h);
+    }
+
+    /// y = y * old + v p, for the step's weights in s.
+    void values(Index t, Index row, const Block& block) {
+      A* const to = y + row * p.Dv;
+      Product<A> product{nullptr, 1, 0, s, panel, keys(block), to, panel, to, panel, old};
+      product.a = v.at(t, block.first.key, block.last.key, product.a_step);
+      f.multiply(product, p.Dv, count(row), ahead(v, t, row));
+    }
+
+    /// What comes nearer while a panel is computed: its share of the rows of the step after the one at t.
+    [[nodiscard]] Wanted ahead(const StepRows<T>& of, Index t, Index row) const {
+      const Index share = (step_keys + all.panels - 1) / all.panels, first = t + step_keys + row / panel * share;
+      return Wanted::of(of.from + first * of.stride, of.stride, of.size, std::clamp<Index>(p.T_ - first, 0, share));
+    }
+
+    /// y / sum, and log-sum-exp, into the caller's memory.
+    void finish() {
+      for (Index row = 0; row < rows; row += panel) {
+        for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
+        for (A *at = y + row * p.Dv, *end = at + p.Dv * panel; at < end; at += panel)
+          for (Index i = 0; i < panel; ++i) at[i] *= old[i];
+        f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));
+        for (Index i = 0; i < count(row); ++i) {
+          f.store(p.y.at(b, h, first_row + row + i), turned + i * f.padded(p.Dv), p.Dv);
+          if (p.log_sum_exp != nullptr)
+            p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
+        }
+      }
+    }
+
+    /// The weights, by computing the scores again now that maximum and sum are known.
+    void write_weights() {
+      for (Index row = 0; row < rows; row += panel) {
+        T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
+        __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count(row) * p.T_) * sizeof(T));
+        for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
+        for (Index t = 0; t < p.T_; t += step_keys) {
+          Block block;
+          if (!scores(t, row, block)) continue;
+          softmax(row, block, turned);
+          for (Index key = 0; key < keys(block); ++key)
+            for (Index i = 0; i < panel; ++i) s[key * panel + i] *= old[i];
+          f.turn_back(turned, step_keys, s, panel, keys(block), count(row));
+          for (Index i = 0; i < count(row); ++i)
+            f.store(to + i * p.T_ + block.first.key, turned + i * step_keys, keys(block));
+        }
+      }
+    }
+  };
+
+  const AttentionProblem<T>& p;
+  const Rules<A>& rules;
+  const Kernels<T>& f;
+  const Index panel;
+  Index panels, row_blocks;
+  bool copies_k, copies_v;
+};
+
+}  // namespace attn::kernel

@@ -1,0 +1,114 @@
+// Floor 2. What an instruction set offers, and the words in which it is asked: a table of functions. Everything else of a
+// kernel is ordinary code, compiled once, that calls them.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "problem.hpp"
+
+namespace attn::kernel {
+
+/// A product: c(r, n) = before(r, n) * factor(n) + sum over i below depth of a(r, i) b(i, n); or, where there is no
+/// `before`, the sum times factor(n).
+template <class A>
+struct Product {
+  const A* a;
+  Index a_row, a_step;  // a(r, i) is a[r * a_row + i * a_step]: rows that lie anywhere, or a transposed matrix
+  const A* b;
+  Index b_row, depth;  // b(i, n) is b[i * b_row + n]
+  A* c;
+  Index c_row;
+  const A* before;  // c itself, or what c starts from, or null; before_row 0: one row for all
+  Index before_row;
+  const A* factor;
+};
+
+/// Memory that is wanted soon, in bytes: `rows` stretches of `size`.
+struct Wanted {
+  const char* row = nullptr;
+  Index stride = 0, size = 0, rows = 0;
+
+  template <class T>
+  static Wanted of(const T* first, Index stride, Index size, Index rows) {
+    constexpr Index bytes = sizeof(T);
+    return {reinterpret_cast<const char*>(first), stride * bytes, size * bytes, rows};
+  }
+};
+
+/// 256 bytes of ones: a row of factors for the widest tile.
+template <class A>
+struct Ones {
+  A value[256 / sizeof(A)];
+  constexpr Ones() : value() {
+    for (A& v : value) v = 1;
+  }
+};
+template <class A>
+inline constexpr Ones<A> ones{};
+
+/// A mask and a score function as the loops below see them: three functions, called once per block of scores. Only these
+/// are compiled for each mask and score function; within them a user's callable is inlined and becomes vectors.
+template <class A>
+struct Rules {
+  const void *mask, *score;
+  Coverage (*cover)(const Rules&, const Block&);
+  void (*panel)(const Rules&, A* s, Index keys, Index rows, Position first, bool masked);  // s[key][query]
+  void (*line)(const Rules&, A* s, Index keys, Position first, bool masked);               // s[key] of one query
+  bool scores;  // whether there is a score function, so that even blocks kept in full must pass through
+};
+
+/// The functions of one instruction set, for elements stored as T. `turn` and `load` convert to what T is computed in.
+template <class T, class A = AccumulatorOf<T>>
+struct Kernels {
+  Index lanes;      ///< of a vector
+  Index tile_rows;  ///< of a tile
+  /// A product of `rows` rows and of as many columns as a tile has at most; `wanted` comes nearer meanwhile.
+  void (*multiply)(const Product<A>&, Index rows, Index columns, const Wanted& wanted);
+  /// A product of few rows and any number of columns, in whole vectors.
+  void (*multiply_few)(const Product<A>&, Index rows, Index columns);
+  void (*score_rows)(A* s, Index s_row, const A* q, Index rows, const A* k, Index k_row, Index keys, Index D, A scale);
+  void (*softmax_panel)(A* s, Index keys, Index vectors, A* largest, A* sum, A* old);
+  A (*softmax_line)(A* line, Index keys, A& largest, A& sum);
+  void (*turn)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns);
+  void (*turn_back)(A* to, Index to_row, const A* from, Index from_row, Index rows, Index columns);
+  void (*load)(A* to, const T* from, Index n);
+  void (*store)(T* to, const A* from, Index n);
+
+  /// Queries, or outputs of a linear layer, side by side: the tile's columns.
+  [[nodiscard]] Index panel() const { return 3 * lanes; }
+  /// n rounded up to whole vectors.
+  [[nodiscard]] Index padded(Index n) const { return (n + lanes - 1) / lanes * lanes; }
+};
+
+/// The score of a key that a query never attends: the lowest finite number, so that -ffast-math cannot break it. Live
+/// scores stay above it (see live()).
+template <class A>
+inline constexpr A never = -std::numeric_limits<A>::max();
+
+/// By its bits, which -ffast-math leaves alone.
+template <class A>
+[[nodiscard]] inline bool is_zero(A x) {
+  using Bits = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
+  return std::bit_cast<Bits>(x) == 0;
+}
+template <class A>
+[[nodiscard]] A log_sum_exp(A largest, A sum) {
+  return is_zero(sum) ? -std::numeric_limits<A>::infinity() : largest + std::log(sum);
+}
+/// What a sum of exponentials divides by: 1 / sum, or 1 where nothing is live, so that the result is 0 and not NaN.
+template <class A>
+[[nodiscard]] A inverse_of(A sum) {
+  return is_zero(sum) ? A{1} : A{1} / sum;
+}
+
+/// Asks for `bytes` from `from` on to be brought near: what is read next, while this is computed. Into L1, that is: asked
+/// into L2 alone it came too late (AMD Zen 4: 10 % of an attention at E = 4096).
+inline void prefetch(const void* from, Index bytes) {
+  for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+}  // namespace attn::kernel

@@ -1,0 +1,104 @@
+// Floor 2. The linear layer: how it is cut into tasks, and one task.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels.hpp"
+
+namespace attn::kernel {
+
+/// How a linear layer is cut into tasks. A task is a block of rows of x by a group of panels of the weight:
+///   for each stretch of `depth` inputs:  bring its part of x into scratch (packed, converted): up to 384 KB, in L2
+///     for each panel of the group:       its part of the weight, up to 96 KB, comes from memory once, ahead of time
+///       for each tile:                   y += x w
+/// Sums run in the order of the inputs whatever the cut, so it may depend on the number of threads.
+template <class T>
+class LinearTasks {
+  using A = AccumulatorOf<T>;
+  static constexpr bool low = !std::is_same_v<T, A>;
+  static constexpr Index width = panel_width<T>;
+  static constexpr Index most_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
+  static constexpr Index most_rows = 192;   // 384: 1 % slower
+
+ public:
+  LinearTasks(const LinearProblem<T>& problem, const Kernels<T>& functions, Index threads) : p(problem), f(functions) {
+    const Index panels = (p.out + width - 1) / width, stretches = (p.in + most_depth - 1) / most_depth;
+    depth = !low && p.rows == 1 ? p.in : ((p.in + stretches - 1) / stretches + 7) / 8 * 8;
+    row_blocks = (p.rows + most_rows - 1) / most_rows;
+    block_rows = (p.rows + row_blocks - 1) / row_blocks;
+    block_rows = (block_rows + f.tile_rows - 1) / f.tile_rows * f.tile_rows;
+    row_blocks = (p.rows + block_rows - 1) / block_rows;
+    // Few large groups save copies of x, many small ones keep threads busy to the end: the fewest groups that give each
+    // thread two tasks or more and leave less than 1 in 16 of the time idle.
+    Index groups = 1;
+    for (; groups < panels; ++groups) {
+      const Index tasks = row_blocks * groups, rounds = (tasks + threads - 1) / threads;
+      if (tasks >= 2 * threads && (rounds * threads - tasks) * 16 <= tasks) break;
+    }
+    block_panels = (panels + groups - 1) / groups;
+    panel_blocks = (panels + block_panels - 1) / block_panels;
+  }
+
+  [[nodiscard]] Index count() const { return row_blocks * panel_blocks; }
+  /// Scratch memory per thread, in accumulators.
+  [[nodiscard]] Index scratch() const {
+    return block_rows * depth + block_rows * width * (low ? block_panels : 1) + (low ? depth * width : 0);
+  }
+
+  void run(Index task, A* scratch) const {
+    const Index first_row = task % row_blocks * block_rows;
+    const Index rows = std::min(block_rows, p.rows - first_row);
+    const Index first_panel = task / row_blocks * block_panels;
+    const Index last_panel = std::min(first_panel + block_panels, (p.out + width - 1) / width);
+    A* const packed_x = scratch;
+    A* const sums = packed_x + block_rows * depth;  // of y, where its own memory cannot hold them
+    [[maybe_unused]] A* const own_weight = sums + block_rows * width * block_panels;
+
+    for (Index i = 0; i < p.in; i += depth) {
+      const Index inputs = std::min(depth, p.in - i);
+      const bool last = i + inputs == p.in;
+      for (Index r = 0; r < rows; ++r) f.load(packed_x + r * inputs, p.x + (first_row + r) * p.in + i, inputs);
+
+      for (Index panel = first_panel; panel < last_panel; ++panel) {
+        const Index columns = std::min(width, p.out - panel * width);
+        const T* const stored = p.weight + (panel * p.in + i) * width;
+        const T* const next =
+            panel + 1 < last_panel ? stored + p.in * width : p.weight + (first_panel * p.in + i + inputs) * width;
+        T* const y = p.y + first_row * p.out + panel * width;
+        A* to = sums + (low ? (panel - first_panel) * block_rows * width : 0);
+        Index to_row = width;
+        const A* weight = own_weight;
+        if constexpr (low) {
+          f.load(own_weight, stored, inputs * width);
+        } else {
+          weight = stored;
+          if (columns == width)
+            to = y, to_row = p.out;
+          else
+            for (Index r = 0; i > 0 && r < rows; ++r) f.load(to + r * width, y + r * p.out, columns);
+        }
+        alignas(64) A bias[width] = {};
+        if (i == 0 && p.bias != nullptr) f.load(bias, p.bias + panel * width, columns);
+
+        Product<A> product{packed_x, inputs, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
+        if (i == 0) product.before = bias, product.before_row = 0;
+        const Index passes = (columns + f.panel() - 1) / f.panel();
+        const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
+        for (Index pass = 0; pass < passes; ++pass) {
+          f.multiply(product, rows, columns - pass * f.panel(), next_panel);
+          product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
+        }
+        if (to != static_cast<void*>(y) && (!low || last))
+          for (Index r = 0; r < rows; ++r) f.store(y + r * p.out, to + r * width, columns);
+      }
+    }
+  }
+
+ private:
+  const LinearProblem<T>& p;
+  const Kernels<T>& f;
+  Index depth, block_rows, block_panels, row_blocks, panel_blocks;
+};
+
+}  // namespace attn::kernel

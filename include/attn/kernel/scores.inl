@@ -1,0 +1,118 @@
+// Part of body.inl: queries turned, scores of few queries, and what masks and score functions do to scores.
+
+/// to[column][row] = from[row][column]. Up to the next multiple of `lanes` rows, zeros are written.
+template <class A, class T>
+__attribute__((noinline)) void turn(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns) {
+  constexpr int n = lanes<A>;
+  for (Index row = 0; row < rows; row += n)
+    for (Index column = 0; column < columns; column += n) {
+      Vec<A> block[n];
+      for (int i = 0; i < n; ++i) {
+        const T* const at = from + (row + i) * from_row + column;
+        if (row + i >= rows) {
+          block[i] = Vec<A>{};
+        } else if (column + n <= columns) {
+          block[i] = load(at);
+        } else {
+          A part[n] = {};
+          convert(part, at, columns - column);
+          block[i] = load(part);
+        }
+      }
+      transpose<A>(block);
+      for (int i = 0; i < n && column + i < columns; ++i) store(to + (column + i) * to_row + row, block[i]);
+    }
+}
+
+/// The sums of the lanes of n vectors, side by side in every n-th part of one vector: a tree of perfect shuffles.
+template <class A, int n>
+ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    Vec<A> half[n / 2];
+    ATTN_UNROLL
+    for (int i = 0; i < n / 2; ++i) {
+      Vec<A> low, high;
+      interleave<A>(v[i], v[i + n / 2], low, high, std::make_integer_sequence<int, lanes<A>>{});
+      half[i] = low + high;
+    }
+    return sum_lanes<A>(half);
+  }
+}
+
+/// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors. As many sums as a vector has lanes, of 4 rows with
+/// some keys, are in registers; their lanes are added up together. Keys are read one after the other, as they lie: reading
+/// four side by side halved the bandwidth (AMD Zen 4), and asking for them ahead gained nothing.
+template <class A>
+__attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index rows, const A* k, Index k_row,
+                                          Index keys, Index D, A scale) {
+  constexpr int n = lanes<A>, R = n < 4 ? n : 4, K = n / R;
+  for (Index t = 0; t < keys; t += K)
+    for (Index r = 0; r < rows; r += R) {
+      const A* row[R];
+      ATTN_UNROLL
+      for (int i = 0; i < R; ++i) row[i] = q + std::min<Index>(r + i, rows - 1) * D;
+      Vec<A> sum[n] = {};
+      ATTN_UNROLL
+      for (int j = 0; j < K; ++j) {
+        const A* const key = k + std::min<Index>(t + j, keys - 1) * k_row;
+        for (Index d = 0; d < D; d += n) {
+          const Vec<A> y = load(key + d);
+          ATTN_UNROLL
+          for (int i = 0; i < R; ++i) sum[i * K + j] += load(row[i] + d) * y;
+        }
+      }
+      A sums[n];
+      store(sums, sum_lanes<A>(sum) * scale);
+      for (Index i = 0; i < R && r + i < rows; ++i)
+        __builtin_memcpy(s + (r + i) * s_row + t, sums + i * K, K * sizeof(A));
+    }
+}
+
+template <class A, class M, class F>
+struct RulesOf {
+  static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
+    constexpr int width = static_cast<int>(tile_columns<A>);
+    const auto last = static_cast<std::int32_t>(rows - 1);
+    for (Index t = 0; t < keys; ++t, ++first.key) {
+      if (masked)
+        apply<true, 1, 0, width>(rules, s + t * width, last, first);
+      else
+        apply<false, 1, 0, width>(rules, s + t * width, last, first);
+    }
+  }
+  static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
+    constexpr int width = lanes<A>;
+    for (Index t = 0; t < keys; t += width, first.key += width) {
+      const auto last = static_cast<std::int32_t>(keys - 1 - t);
+      if (masked)
+        apply<true, 0, 1, width>(rules, s + t, last, first);
+      else
+        apply<false, 0, 1, width>(rules, s + t, last, first);
+    }
+  }
+
+ private:
+  /// The score function and the mask on n scores, each a row or a key further than the one before. Those past `last`
+  /// repeat its position: they are not used.
+  template <bool masked, int row_step, int key_step, int n>
+  static ATTN_INLINE void apply(const Rules<A>& rules, A* s, std::int32_t last, Position first) {
+    const M& mask = *static_cast<const M*>(rules.mask);
+    const F& score = *static_cast<const F*>(rules.score);
+    A x[n];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
+    __builtin_memcpy(x, s, sizeof x);
+    for (std::int32_t i = 0; i < n; ++i) {
+      const std::int32_t step = i < last ? i : last;
+      const Position at{first.batch, first.head, first.row + row_step * step, first.query + row_step * step,
+                        first.key + key_step * step};
+      A value = x[i];
+      if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
+      if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
+      if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
+      if constexpr (masked) value = mask.keep(at) ? value : never<A>;
+      x[i] = value;
+    }
+    __builtin_memcpy(s, x, sizeof x);
+  }
+};
