@@ -15,16 +15,16 @@
 #include <vector>
 
 // The kernels' functions are inlined into callers of their own target only, so each gets a region like theirs.
-#define ATTN_TEST_FUNCTIONS(isa)                                                   \
-  namespace isa##_functions {                                                      \
-  template <class A>                                                               \
-  void exp(const A* x, A* y, attn::Index n) {                                      \
-    for (attn::Index i = 0; i < n; i += attn::kernel::isa::lanes<A>)               \
-      attn::kernel::isa::store(y + i, attn::kernel::isa::exp(attn::kernel::isa::load(x + i))); \
-  }                                                                                \
-  inline void tanh(const float* x, float* y, attn::Index n) {                      \
-    for (attn::Index i = 0; i < n; ++i) y[i] = attn::detail::tanh(x[i]);           \
-  }                                                                                \
+#define ATTN_TEST_FUNCTIONS(isa)                                                                 \
+  namespace isa##_functions {                                                                    \
+    template <class A>                                                                           \
+    void exp(const A* x, A* y, attn::Index n) {                                                  \
+      for (attn::Index i = 0; i < n; i += attn::kernel::isa::lanes<A>)                           \
+        attn::kernel::isa::store(y + i, attn::kernel::isa::exp(attn::kernel::isa::load(x + i))); \
+    }                                                                                            \
+    inline void tanh(const float* x, float* y, attn::Index n) {                                  \
+      for (attn::Index i = 0; i < n; ++i) y[i] = attn::detail::tanh(x[i]);                       \
+    }                                                                                            \
   }
 
 ATTN_TEST_FUNCTIONS(baseline)
@@ -38,7 +38,8 @@ ATTN_TEST_FUNCTIONS(baseline)
 ATTN_TEST_FUNCTIONS(avx2)
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -127,7 +128,8 @@ class Sweep {
         if (largest <= worst_[f].ulps) continue;
         worst_[f].ulps = largest;
         for (std::size_t i = 0; i < chunk; ++i)
-          if (!(std::abs(static_cast<double>(y[i]) - expected[i]) * per_ulp[i] < largest)) worst_[f].at = static_cast<double>(x[i]);
+          if (!(std::abs(static_cast<double>(y[i]) - expected[i]) * per_ulp[i] < largest))
+            worst_[f].at = static_cast<double>(x[i]);
       }
     }
   }
@@ -189,7 +191,7 @@ TYPED_TEST(ExpOf, FarBelowIsZero) {
   using A = TypeParam;
   const A end = std::is_same_v<A, float> ? A(-87.34) : A(-708.4);
   for (const Isa isa : isas())
-    for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(), attn::kernel::baseline::never<A>,
+    for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(), attn::kernel::never<A>,
                       -std::numeric_limits<A>::infinity()}) {
       const A y = one<A>(exp_of<A>(isa), x);
       EXPECT_TRUE(y == A{0} && !std::signbit(y)) << isa_name(isa) << ", " << x << ": " << y;
@@ -236,7 +238,8 @@ TEST(Exp, IsAtMostOneUlpOffInDouble) {
     Worst worst;
     for (std::size_t i = 0; i < x.size(); ++i) {
       const long double exact = std::exp(static_cast<long double>(x[i]));
-      const double ulps = static_cast<double>(std::abs(static_cast<long double>(y[i]) - exact) / std::exp2(static_cast<long double>(std::ilogb(exact) - 52)));
+      const double ulps = static_cast<double>(std::abs(static_cast<long double>(y[i]) - exact) /
+                                              std::exp2(static_cast<long double>(std::ilogb(exact) - 52)));
       if (!(ulps <= worst.ulps)) worst = {ulps, x[i]};
     }
     EXPECT_LE(worst.ulps, 1.0) << isa_name(isa) << ", at " << std::hexfloat << worst.at;

@@ -75,7 +75,7 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require(options.dropout >= 0.0 && options.dropout <= 1.0, fn, "dropout, expected a probability in [0,1], got ",
           options.dropout);
   require(!options.scale || std::isfinite(*options.scale), fn, "scale, expected a finite number, got ",
-          options.scale.value_or(0));
+          options.scale ? *options.scale : 0.0);
   require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn,
           "query_start, expected one for each of ", n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
@@ -110,6 +110,11 @@ template <class T>
                                                                                   x.stride(2)};
 }
 
+/// Not inlined: g++ 12 would take the empty optional of default options for one that is read.
+[[nodiscard, gnu::noinline]] inline double scale_of(const AttentionOptions& options, Index D) {
+  return options.scale.value_or(1.0 / std::sqrt(static_cast<double>(D)));
+}
+
 /// The problem as kernels are told it.
 template <Scalar X>
 [[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q,
@@ -129,7 +134,7 @@ template <Scalar X>
           heads_of(out.output),
           out.log_sum_exp.data(),
           kernel::stored(out.weights.data()),
-          static_cast<Accumulator<X>>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(n.D)))),
+          static_cast<Accumulator<X>>(scale_of(options, n.D)),
           DropoutRule(options.dropout, options.seed, options.call),
           options.query_start.empty() ? nullptr : options.query_start.data()};
 }
