@@ -92,13 +92,12 @@ struct StepRows {
         return from + t * stride;
       }
     }
-    Index i = step == step_begin ? end : step_begin;
-    for (; i <= last; ++i) {
-      A* const row = copy + (i - step_begin) * width;
-      f.load(row, from + i * stride, size);
-      for (Index d = size; d < width; ++d) row[d] = 0;
-    }
-    step = step_begin, end = i;
+    const Index held = step == step_begin ? end : step_begin, rows = last + 1 - held;
+    A* const to = copy + (held - step_begin) * width;
+    f.load(to, width, from + held * stride, stride, rows, size);
+    for (Index i = 0; i < rows; ++i)
+      for (Index d = size; d < f.padded(size); ++d) to[i * width + d] = 0;
+    step = step_begin, end = std::max(held, last + 1);
     out_stride = width;
     return copy + (t - step_begin) * width;
   }
@@ -232,14 +231,11 @@ class AttentionTasks {
     void finish() {
       for (Index row = 0; row < rows; row += panel) {
         for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
-        for (A *at = y + row * p.Dv, *end = at + p.Dv * panel; at < end; at += panel)
-          for (Index i = 0; i < panel; ++i) at[i] *= old[i];
+        f.scale_rows(y + row * p.Dv, panel, p.Dv, panel, old);
         f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));
-        for (Index i = 0; i < count(row); ++i) {
-          f.store(p.y.at(b, h, first_row + row + i), turned + i * f.padded(p.Dv), p.Dv);
-          if (p.log_sum_exp != nullptr)
-            p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
-        }
+        f.store(p.y.at(b, h, first_row + row), p.y.row, turned, f.padded(p.Dv), count(row), p.Dv);
+        for (Index i = 0; i < count(row) && p.log_sum_exp != nullptr; ++i)
+          p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
       }
     }
 
@@ -253,11 +249,9 @@ class AttentionTasks {
           Block block;
           if (!scores(t, row, block)) continue;
           softmax(row, block, turned);
-          for (Index key = 0; key < keys(block); ++key)
-            for (Index i = 0; i < panel; ++i) s[key * panel + i] *= old[i];
+          f.scale_rows(s, panel, keys(block), panel, old);
           f.turn_back(turned, step_keys, s, panel, keys(block), count(row));
-          for (Index i = 0; i < count(row); ++i)
-            f.store(to + i * p.T_ + block.first.key, turned + i * step_keys, keys(block));
+          f.store(to + block.first.key, p.T_, turned, step_keys, count(row), keys(block));
         }
       }
     }

@@ -16,8 +16,9 @@ inline constexpr Kernels<T> kernels{lanes<AccumulatorOf<T>>,
                                     softmax_line<AccumulatorOf<T>>,
                                     turn<AccumulatorOf<T>, T>,
                                     turn<AccumulatorOf<T>, AccumulatorOf<T>>,
-                                    convert<AccumulatorOf<T>, T>,
-                                    convert<T, AccumulatorOf<T>>};
+                                    scale_rows<AccumulatorOf<T>>,
+                                    convert_rows<AccumulatorOf<T>, T>,
+                                    convert_rows<T, AccumulatorOf<T>>};
 
 // The settings were this inclusion's.
 #undef ATTN_VECTOR_BYTES

@@ -58,7 +58,7 @@ class DecodeTasks {
 
     for (Index r = 0; r < rows; ++r) {
       A* const row = q + r * D;
-      f.load(row, p.q.at(b, g * heads + r / p.S, r % p.S), p.D);
+      f.load(row, D, p.q.at(b, g * heads + r / p.S, r % p.S), p.D, 1, p.D);
       for (Index d = p.D; d < D; ++d) row[d] = 0;
       largest[r] = never<A>, sum[r] = 0;
     }
@@ -122,7 +122,7 @@ class DecodeTasks {
     }
     const A inverse = inverse_of(sum);
     for (Index i = 0; i < Dv; ++i) y[i] *= inverse;
-    f.store(p.y.at(b, h, s), y, p.Dv);
+    f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);
     if (p.log_sum_exp != nullptr) p.log_sum_exp[row] = log_sum_exp(largest, sum);
   }
 

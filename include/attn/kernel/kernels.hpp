@@ -75,8 +75,9 @@ struct Kernels {
   A (*softmax_line)(A* line, Index keys, A& largest, A& sum);
   void (*turn)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns);
   void (*turn_back)(A* to, Index to_row, const A* from, Index from_row, Index rows, Index columns);
-  void (*load)(A* to, const T* from, Index n);
-  void (*store)(T* to, const A* from, Index n);
+  void (*scale_rows)(A* x, Index x_row, Index rows, Index n, const A* factor);
+  void (*load)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index n);
+  void (*store)(T* to, Index to_row, const A* from, Index from_row, Index rows, Index n);
 
   /// Queries, or outputs of a linear layer, side by side: the tile's columns.
   [[nodiscard]] Index panel() const { return 3 * lanes; }

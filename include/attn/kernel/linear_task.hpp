@@ -26,6 +26,8 @@ class LinearTasks {
     const Index panels = (p.out + width - 1) / width, stretches = (p.in + most_depth - 1) / most_depth;
     depth = !low && p.rows == 1 ? p.in : ((p.in + stretches - 1) / stretches + 7) / 8 * 8;
     row_blocks = (p.rows + most_rows - 1) / most_rows;
+    const Index even = (row_blocks + threads - 1) / threads * threads;  // as many for each thread, if they stay large
+    if (p.rows >= even * (most_rows - most_rows / 6)) row_blocks = even;
     block_rows = (p.rows + row_blocks - 1) / row_blocks;
     block_rows = (block_rows + f.tile_rows - 1) / f.tile_rows * f.tile_rows;
     row_blocks = (p.rows + block_rows - 1) / block_rows;
@@ -58,7 +60,7 @@ class LinearTasks {
     for (Index i = 0; i < p.in; i += depth) {
       const Index inputs = std::min(depth, p.in - i);
       const bool last = i + inputs == p.in;
-      for (Index r = 0; r < rows; ++r) f.load(packed_x + r * inputs, p.x + (first_row + r) * p.in + i, inputs);
+      f.load(packed_x, inputs, p.x + first_row * p.in + i, p.in, rows, inputs);
 
       for (Index panel = first_panel; panel < last_panel; ++panel) {
         const Index columns = std::min(width, p.out - panel * width);
@@ -70,16 +72,16 @@ class LinearTasks {
         Index to_row = width;
         const A* weight = own_weight;
         if constexpr (low) {
-          f.load(own_weight, stored, inputs * width);
+          f.load(own_weight, width, stored, width, inputs, width);
         } else {
           weight = stored;
           if (columns == width)
             to = y, to_row = p.out;
-          else
-            for (Index r = 0; i > 0 && r < rows; ++r) f.load(to + r * width, y + r * p.out, columns);
+          else if (i > 0)
+            f.load(to, width, y, p.out, rows, columns);
         }
         alignas(64) A bias[width] = {};
-        if (i == 0 && p.bias != nullptr) f.load(bias, p.bias + panel * width, columns);
+        if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
 
         Product<A> product{packed_x, inputs, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
         if (i == 0) product.before = bias, product.before_row = 0;
@@ -89,8 +91,7 @@ class LinearTasks {
           f.multiply(product, rows, columns - pass * f.panel(), next_panel);
           product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
         }
-        if (to != static_cast<void*>(y) && (!low || last))
-          for (Index r = 0; r < rows; ++r) f.store(y + r * p.out, to + r * width, columns);
+        if (to != static_cast<void*>(y) && (!low || last)) f.store(y, p.out, to, width, rows, columns);
       }
     }
   }

@@ -110,6 +110,19 @@ __attribute__((noinline)) void convert(To* to, const From* from, Index n) {
   }
 }
 
+/// The same for `rows` rows of n.
+template <class To, class From>
+void convert_rows(To* to, Index to_row, const From* from, Index from_row, Index rows, Index n) {
+  for (; rows > 0; --rows, to += to_row, from += from_row) convert(to, from, n);
+}
+
+/// x[row][i] *= factor[i], n a multiple of `lanes`.
+template <class A>
+void scale_rows(A* x, Index x_row, Index rows, Index n, const A* factor) {
+  for (; rows > 0; --rows, x += x_row)
+    for (Index i = 0; i < n; i += lanes<A>) store(x + i, load(x + i) * load(factor + i));
+}
+
 // Transposition of a lanes x lanes block by perfect shuffles: log2(lanes) rounds, one shuffle per vector each.
 template <class A, int... i>
 ATTN_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>& low, Vec<A>& high, std::integer_sequence<int, i...>) {
