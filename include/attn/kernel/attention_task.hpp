@@ -16,7 +16,7 @@
 
 #include "kernels.hpp"
 
-namespace attn::kernel {
+namespace attn::kernel::inline ATTN_BASELINE {
 
 /// Queries of one task. 96 or 192 read k and v too often (15, 5 %), 576 leave L2 (3 %).
 inline constexpr Index most_task_rows = 384;
@@ -265,4 +265,4 @@ class AttentionTasks {
   bool copies_k, copies_v;
 };
 
-}  // namespace attn::kernel
+}  // namespace attn::kernel::inline ATTN_BASELINE

@@ -11,7 +11,7 @@
 
 #include "attention_task.hpp"
 
-namespace attn::kernel {
+namespace attn::kernel::inline ATTN_BASELINE {
 
 template <class T>
 class DecodeTasks {
@@ -135,4 +135,4 @@ class DecodeTasks {
   Index heads, rows, chunks, D, Dv;
 };
 
-}  // namespace attn::kernel
+}  // namespace attn::kernel::inline ATTN_BASELINE

@@ -10,7 +10,19 @@
 
 #include "problem.hpp"
 
-namespace attn::kernel {
+// What a unit compiled with -m flags makes of this code is another thing than what a unit without makes of it, and the
+// linker must not put either in the other's place: an inline namespace tells them apart.
+#if defined(__AVX512F__)
+#define ATTN_BASELINE with_avx512f
+#elif defined(__AVX2__)
+#define ATTN_BASELINE with_avx2
+#elif defined(__AVX__)
+#define ATTN_BASELINE with_avx
+#else
+#define ATTN_BASELINE plain
+#endif
+
+namespace attn::kernel::inline ATTN_BASELINE {
 
 /// A product: c(r, n) = before(r, n) * factor(n) + sum over i below depth of a(r, i) b(i, n); or, where there is no
 /// `before`, the sum times factor(n).
@@ -79,7 +91,7 @@ struct Kernels {
   void (*load)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index n);
   void (*store)(T* to, Index to_row, const A* from, Index from_row, Index rows, Index n);
 
-  /// Queries, or outputs of a linear layer, side by side: the tile's columns.
+  /// Queries, or outputs of a linear layer, side by side: the tile's columns, 3 vectors.
   [[nodiscard]] Index panel() const { return 3 * lanes; }
   /// n rounded up to whole vectors.
   [[nodiscard]] Index padded(Index n) const { return (n + lanes - 1) / lanes * lanes; }
@@ -112,4 +124,4 @@ inline void prefetch(const void* from, Index bytes) {
   for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
 
-}  // namespace attn::kernel
+}  // namespace attn::kernel::inline ATTN_BASELINE

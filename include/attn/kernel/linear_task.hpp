@@ -6,7 +6,7 @@
 
 #include "kernels.hpp"
 
-namespace attn::kernel {
+namespace attn::kernel::inline ATTN_BASELINE {
 
 /// How a linear layer is cut into tasks. A task is a block of rows of x by a group of panels of the weight:
 ///   for each stretch of `depth` inputs:  bring its part of x into scratch (packed, converted): up to 384 KB, in L2
@@ -102,4 +102,4 @@ class LinearTasks {
   Index depth, block_rows, block_panels, row_blocks, panel_blocks;
 };
 
-}  // namespace attn::kernel
+}  // namespace attn::kernel::inline ATTN_BASELINE

@@ -36,21 +36,9 @@
 #define ATTN_VECTOR_REGISTERS 16
 #define ATTN_VECTOR_CONSTRAINT "x"
 #endif
-// The baseline of a unit compiled with -m flags is another one than that of a unit without, and the linker must not put
-// either in the other's place: an inline namespace tells them apart.
-#if defined(__AVX512F__)
-#define ATTN_BASELINE with_avx512f
-#elif defined(__AVX2__)
-#define ATTN_BASELINE with_avx2
-#elif defined(__AVX__)
-#define ATTN_BASELINE with_avx
-#else
-#define ATTN_BASELINE plain
-#endif
 namespace attn::kernel::baseline::inline ATTN_BASELINE {
 #include "body.inl"
 }  // namespace attn::kernel::baseline::inline ATTN_BASELINE
-#undef ATTN_BASELINE
 
 #if ATTN_X86_TARGETS
 
@@ -98,7 +86,7 @@ namespace attn::kernel::avx512 {
 #undef ATTN_UNROLL
 #undef ATTN_INLINE
 
-namespace attn::kernel {
+namespace attn::kernel::inline ATTN_BASELINE {
 
 /// The functions of the active instruction set: asked for once per public call.
 template <class T>
@@ -147,4 +135,4 @@ template <class A, class M, class F>
   return rules;
 }
 
-}  // namespace attn::kernel
+}  // namespace attn::kernel::inline ATTN_BASELINE

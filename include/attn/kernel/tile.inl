@@ -9,8 +9,7 @@ inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
 /// loop. Each a is broadcast to N products, each b serves R. Meanwhile the lines from `next` on are asked for, one whenever
-/// the number of steps left has none of the bits of `mask`. Of a stream, whose b is read once, `next` is a row of b further
-/// on instead, and every step asks for one.
+/// the number of steps left has none of the bits of `mask`.
 template <class A, int R, int N>
 __attribute__((noinline)) void tile(const Product<A>& product, const char* next, Index mask) {
   const A *a[R], *b = product.b;
@@ -21,9 +20,7 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
   for (Index i = product.depth, at = 0; i > 0; --i, at += a_step, b += b_row) {
     Vec<A> column[N];
     ATTN_UNROLL
-    for (int n = 0; n < N; ++n) {
-      column[n] = load(b + n * lanes<A>);
-    }
+    for (int n = 0; n < N; ++n) column[n] = load(b + n * lanes<A>);
     if ((i & mask) == 0) {
       __builtin_prefetch(next);
       next += 64;
