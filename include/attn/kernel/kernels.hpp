@@ -51,10 +51,10 @@ struct Wanted {
   }
 };
 
-/// 256 bytes of ones: a row of factors for the widest tile.
+/// 512 bytes of ones: a row of factors for the widest tile.
 template <class A>
 struct Ones {
-  A value[256 / sizeof(A)];
+  A value[512 / sizeof(A)];
   constexpr Ones() : value() {
     for (A& v : value) v = 1;
   }
