@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "executor.hpp"
+#include "kernel/targets.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
 
@@ -83,16 +84,23 @@ class Dropout {
       if (x != y) std::copy_n(x, size, y);
       return;
     }
-    constexpr Index chunk = 1 << 14;
-    const auto scale = static_cast<Accumulator<T>>(rule.scale);
+    constexpr Index chunk = 1 << 14;  // divides 2^32, where rows end
+    const auto& kernels = kernel::active_kernels<kernel::Stored<T>>();
     const Index tasks = (size + chunk - 1) / chunk;
-    const int lanes = detail::lanes(tasks, 30.0 * static_cast<double>(size));  // Philox is some 30 operations
+    const int lanes = detail::lanes(tasks, 10.0 * static_cast<double>(size));  // Philox is some 10 operations
     detail::for_each_task(tasks, lanes, [&](Index task, int) {
-      const Index end = std::min(size, (task + 1) * chunk);
-      for (Index i = task * chunk; i < end; ++i)
-        y[i] = rule.keep(static_cast<std::uint32_t>(i % (Index{1} << 32)), static_cast<std::uint32_t>(i >> 32), 0)
-                   ? static_cast<T>(static_cast<Accumulator<T>>(x[i]) * scale)
-                   : T(0);
+      using A = Accumulator<T>;
+      A factors[64];
+      for (Index first = task * chunk, end = std::min(size, first + chunk); first < end; first += 64) {
+        kernels.dropout_factors(
+            factors, rule,
+            {static_cast<std::uint32_t>(first % (Index{1} << 32)), static_cast<std::uint32_t>(first >> 32), 0},
+            {4, 0, 0});
+        for (Index i = 0; i < std::min<Index>(64, end - first); ++i) {
+          const A factor = factors[i % 4 * 16 + i / 4];
+          y[first + i] = kernel::is_zero(factor) ? T(0) : static_cast<T>(static_cast<A>(x[first + i]) * factor);
+        }
+      }
     });
   }
 

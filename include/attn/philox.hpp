@@ -6,18 +6,26 @@
 
 namespace attn {
 
+/// One of Philox's ten rounds.
+constexpr void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,
+                            const std::array<std::uint32_t, 2>& key) {
+  const std::uint64_t a = std::uint64_t{0xD2511F53U} * c0, b = std::uint64_t{0xCD9E8D57U} * c2;
+  c0 = static_cast<std::uint32_t>(b >> 32) ^ c1 ^ key[0];
+  c1 = static_cast<std::uint32_t>(b);
+  c2 = static_cast<std::uint32_t>(a >> 32) ^ c3 ^ key[1];
+  c3 = static_cast<std::uint32_t>(a);
+}
+/// The key of the next round.
+[[nodiscard]] constexpr std::array<std::uint32_t, 2> philox_next(const std::array<std::uint32_t, 2>& key) {
+  return {key[0] + 0x9E3779B9U, key[1] + 0xBB67AE85U};
+}
+
 /// Four random words for a counter and a key. Passes the known-answer tests of the Random123 distribution.
 /// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 [[nodiscard]] constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
                                                                 std::array<std::uint32_t, 2> key) {
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t a = std::uint64_t{0xD2511F53U} * counter[0];
-    const std::uint64_t b = std::uint64_t{0xCD9E8D57U} * counter[2];
-    const auto high = [](std::uint64_t product) { return static_cast<std::uint32_t>(product >> 32); };
-    const auto low = [](std::uint64_t product) { return static_cast<std::uint32_t>(product); };
-    counter = {high(b) ^ counter[1] ^ key[0], low(b), high(a) ^ counter[3] ^ key[1], low(a)};
-    key = {key[0] + 0x9E3779B9U, key[1] + 0xBB67AE85U};
-  }
+  for (int round = 0; round < 10; ++round, key = philox_next(key))
+    philox_round(counter[0], counter[1], counter[2], counter[3], key);
   return counter;
 }
 

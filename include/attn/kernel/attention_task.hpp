@@ -23,21 +23,35 @@ inline constexpr Index most_task_rows = 384;
 /// Keys scored and weighed at a time. 32 read and write the output too often (3 %), 96 and 128 are equal.
 inline constexpr Index step_keys = 64;
 
-/// Dropout of weights: p[key * key_stride + row * row_stride], `first` the position of the first.
-template <class A>
-void drop(A* p, Index key_stride, Index row_stride, Index keys, Index rows, const DropoutRule& rule, Position first,
-          Index plane) {
-  for (Index row = 0; row < rows; ++row)
-    for (Index t = 0; t < keys;) {
-      const auto column = static_cast<std::uint32_t>(first.key + t);
-      const auto words = philox4x32(
-          {column / 4, static_cast<std::uint32_t>(first.row + row), static_cast<std::uint32_t>(plane), rule.call},
-          rule.key());
-      for (std::uint32_t i = column % 4; i < 4 && t < keys; ++i, ++t) {
-        A& weight = p[t * key_stride + row * row_stride];
-        weight = words[i] >= rule.threshold ? weight * static_cast<A>(rule.scale) : A{0};
-      }
+/// Dropout of weights p[key][row], `rows` of them in whole vectors, `first` the position of the first.
+template <class T, class A>
+void drop_panel(const Kernels<T>& f, A* p, Index p_row, Index keys, Index rows, const DropoutRule& rule, Position first,
+                Index plane) {
+  alignas(64) A factors[64];
+  const auto column = static_cast<std::uint32_t>(first.key);
+  for (Index row = 0; row < rows; row += 16)
+    for (Index t = -static_cast<Index>(column % 4); t < keys; t += 4) {  // four keys share random numbers
+      f.dropout_factors(factors, rule,
+                        {static_cast<std::uint32_t>(first.key + t), static_cast<std::uint32_t>(first.row + row),
+                         static_cast<std::uint32_t>(plane)},
+                        {0, 1, 0});
+      for (Index w = std::max<Index>(0, -t); w < std::min<Index>(4, keys - t); ++w)
+        f.scale_rows(p + (t + w) * p_row + row, 0, 1, std::min<Index>(16, rows - row), factors + w * 16);
     }
+}
+/// The same of one row's weights p[key].
+template <class T, class A>
+void drop_line(const Kernels<T>& f, A* p, Index keys, const DropoutRule& rule, Position first, Index plane) {
+  A factors[64];
+  const auto column = static_cast<std::uint32_t>(first.key);
+  for (Index t = -static_cast<Index>(column % 4); t < keys; t += 64) {
+    f.dropout_factors(factors, rule,
+                      {static_cast<std::uint32_t>(first.key + t), static_cast<std::uint32_t>(first.row),
+                       static_cast<std::uint32_t>(plane)},
+                      {4, 0, 0});
+    for (Index i = std::max<Index>(0, -t); i < std::min<Index>(64, keys - t); ++i)
+      p[t + i] *= factors[i % 4 * 16 + i / 4];
+  }
 }
 
 /// What of a block of scores is worth computing: keys that the mask calls empty are cut off at both ends, by bisection,
@@ -210,7 +224,8 @@ class AttentionTasks {
     void softmax(Index row, const Block& block, A* factor) {
       const Index vectors = (count(row) + f.lanes - 1) / f.lanes;
       f.softmax_panel(s, keys(block), vectors, largest + row, sum + row, factor);
-      if (p.dropout.active()) drop(s, panel, 1, keys(block), count(row), p.dropout, block.first, b * p.H + h);
+      if (p.dropout.active())
+        drop_panel(f, s, panel, keys(block), vectors * f.lanes, p.dropout, block.first, b * p.H + h);
     }
 
     /// y = y * old + v p, for the step's weights in s.

@@ -5,6 +5,7 @@
 #include "tile.inl"
 #include "softmax.inl"
 #include "scores.inl"
+#include "dropout.inl"
 
 template <class T>
 inline constexpr Kernels<T> kernels{lanes<AccumulatorOf<T>>,
@@ -17,6 +18,7 @@ inline constexpr Kernels<T> kernels{lanes<AccumulatorOf<T>>,
                                     turn<AccumulatorOf<T>, T>,
                                     turn<AccumulatorOf<T>, AccumulatorOf<T>>,
                                     scale_rows<AccumulatorOf<T>>,
+                                    dropout_factors<AccumulatorOf<T>>,
                                     convert_rows<AccumulatorOf<T>, T>,
                                     convert_rows<T, AccumulatorOf<T>>};
 

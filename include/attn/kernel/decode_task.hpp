@@ -94,7 +94,7 @@ class DecodeTasks {
         if (masked || rules.scores) rules.line(rules, line, keys, at, masked);
         const A old = f.softmax_line(line, keys, largest[r], sum[r]);
         for (Index i = 0; i < Dv; ++i) y[r * Dv + i] *= old;
-        if (p.dropout.active()) drop(line, 1, step, keys, 1, p.dropout, at, b * p.H + h);
+        if (p.dropout.active()) drop_line(f, line, keys, p.dropout, at, b * p.H + h);
       }
 
       const A* const value = v.at(t, first, last, stride);

@@ -62,6 +62,11 @@ struct Ones {
 template <class A>
 inline constexpr Ones<A> ones{};
 
+/// The place of an element, as DropoutRule counts them; columns are a multiple of 4.
+struct DropoutPlace {
+  std::uint32_t column, row, plane;
+};
+
 /// A mask and a score function as the loops below see them: three functions, called once per block of scores. Only these
 /// are compiled for each mask and score function; within them a user's callable is inlined and becomes vectors.
 template <class A>
@@ -88,6 +93,7 @@ struct Kernels {
   void (*turn)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns);
   void (*turn_back)(A* to, Index to_row, const A* from, Index from_row, Index rows, Index columns);
   void (*scale_rows)(A* x, Index x_row, Index rows, Index n, const A* factor);
+  void (*dropout_factors)(A* factors, const DropoutRule& rule, DropoutPlace first, DropoutPlace step);
   void (*load)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index n);
   void (*store)(T* to, Index to_row, const A* from, Index from_row, Index rows, Index n);
 
