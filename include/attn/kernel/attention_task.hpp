@@ -86,8 +86,8 @@ bool trim(const Rules<A>& rules, Block& block, bool& masked) {
   return block.first.key <= block.last.key;
 }
 
-/// Keys or values of one head, step by step. Where they cannot be read as they lie (low precision, columns to pad, rows
-/// far apart), the step's rows are brought into scratch memory once, as far as anyone has asked for: keys that no query
+/// Keys or values of one head, step by step. Where they cannot be read as they lie (low precision, columns to pad, crowded
+/// rows), the step's rows are brought into scratch memory once, as far as anyone has asked for: keys that no query
 /// attends are never read.
 template <class T>
 struct StepRows {
@@ -130,10 +130,8 @@ class AttentionTasks {
     panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
     while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
     row_blocks = (p.S + panels * panel - 1) / (panels * panel);
-    // Rows that lie far apart fall into the same sets of the caches: a copy of the step's rows costs 2 to 4 % and saves
-    // up to half of the time (E = 4096: stride 16 KB).
-    copies_k = low || p.k.row != p.D;
-    copies_v = low || p.v.row != p.Dv;
+    copies_k = low || crowded<T>(p.k.row);
+    copies_v = low || crowded<T>(p.v.row);
   }
 
   [[nodiscard]] Index count() const { return p.B * p.H * row_blocks; }
@@ -247,8 +245,16 @@ class AttentionTasks {
       for (Index row = 0; row < rows; row += panel) {
         for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
         f.scale_rows(y + row * p.Dv, panel, p.Dv, panel, old);
-        f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));
-        f.store(p.y.at(b, h, first_row + row), p.y.row, turned, f.padded(p.Dv), count(row), p.Dv);
+        T* const to = p.y.at(b, h, first_row + row);
+        bool written = false;
+        if constexpr (!low) {
+          written = p.Dv == f.padded(p.Dv);
+          if (written) f.turn_back(to, p.y.row, y + row * p.Dv, panel, p.Dv, count(row));
+        }
+        if (!written) {
+          f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));
+          f.store(to, p.y.row, turned, f.padded(p.Dv), count(row), p.Dv);
+        }
         for (Index i = 0; i < count(row) && p.log_sum_exp != nullptr; ++i)
           p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
       }

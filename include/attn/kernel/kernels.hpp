@@ -130,4 +130,11 @@ inline void prefetch(const void* from, Index bytes) {
   for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
 
+/// Whether rows of T this many elements apart crowd into a few sets of the caches, so that it is better to copy them first:
+/// that costs 2 to 4 % and saves up to half of the time (16 KB). At 4 KB it is better not to, by 1 to 3 %.
+template <class T>
+[[nodiscard]] constexpr bool crowded(Index stride) {
+  return stride * static_cast<Index>(sizeof(T)) % 8192 == 0;
+}
+
 }  // namespace attn::kernel::inline ATTN_BASELINE

@@ -9,7 +9,7 @@
 namespace attn::kernel::inline ATTN_BASELINE {
 
 /// How a linear layer is cut into tasks. A task is a block of rows of x by a group of panels of the weight:
-///   for each stretch of `depth` inputs:  bring its part of x into scratch (packed, converted): up to 384 KB, in L2
+///   for each stretch of `depth` inputs:  its part of x, up to 384 KB, stays in L2, copied there where it needs to be
 ///     for each panel of the group:       its part of the weight, up to 96 KB, comes from memory once, ahead of time
 ///       for each tile:                   y += x w
 /// Sums run in the order of the inputs whatever the cut, so it may depend on the number of threads.
@@ -60,7 +60,12 @@ class LinearTasks {
     for (Index i = 0; i < p.in; i += depth) {
       const Index inputs = std::min(depth, p.in - i);
       const bool last = i + inputs == p.in;
-      f.load(packed_x, inputs, p.x + first_row * p.in + i, p.in, rows, inputs);
+      const A* x = packed_x;
+      Index x_row = inputs;
+      if constexpr (!low) {
+        if (!crowded<T>(p.in)) x = p.x + first_row * p.in + i, x_row = p.in;
+      }
+      if (x == packed_x) f.load(packed_x, inputs, p.x + first_row * p.in + i, p.in, rows, inputs);
 
       for (Index panel = first_panel; panel < last_panel; ++panel) {
         const Index columns = std::min(width, p.out - panel * width);
@@ -83,7 +88,7 @@ class LinearTasks {
         alignas(64) A bias[width] = {};
         if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
 
-        Product<A> product{packed_x, inputs, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
+        Product<A> product{x, x_row, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
         if (i == 0) product.before = bias, product.before_row = 0;
         const Index passes = (columns + f.panel() - 1) / f.panel();
         const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
