@@ -47,7 +47,8 @@ void expect_as_good_as_plain(Index in, Index out, Index rows, bool bias) {
   double bar = attn_test::float_epsilon * largest(exact);
   for (const Order order : {Order::forwards, Order::backwards, Order::from_the_middle})
     bar = std::max(bar, 2.0 * max_difference(plain<float>(layer, x, order), exact));
-  EXPECT_LE(max_difference(layer(x), exact), bar) << "in " << in << ", out " << out << ", rows " << rows << ", bias " << bias;
+  EXPECT_LE(max_difference(layer(x), exact), bar)
+      << "in " << in << ", out " << out << ", rows " << rows << ", bias " << bias;
 }
 
 TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForEveryInputSizeTo130) {
@@ -68,10 +69,14 @@ TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForLargerSizes) {
   expect_as_good_as_plain(2049, 65, 1, false);
   expect_as_good_as_plain(5, 1037, 3, true);
   expect_as_good_as_plain(47, 49, 403, true);
+  expect_as_good_as_plain(2048, 100, 210,
+                          true);  // rows of x 8 KB apart, several stretches of inputs and blocks of rows
+  expect_as_good_as_plain(1101, 150, 400, false);
 }
 
 TEST(Linear, OfDoubleIsSummedInDouble) {
-  for (const auto& [in, out, rows] : {std::array<Index, 3>{1, 1, 1}, {3, 5, 2}, {33, 17, 9}, {300, 131, 20}, {64, 64, 64}}) {
+  for (const auto& [in, out, rows] :
+       {std::array<Index, 3>{1, 1, 1}, {3, 5, 2}, {33, 17, 9}, {300, 131, 20}, {64, 64, 64}}) {
     const Linear<double> layer(in, out, true, 3);
     const auto x = random_tensor<double, 2>({rows, in}, 4);
     EXPECT_LE(max_difference(layer(x), plain<double>(layer, x)), 1e-14) << in << " to " << out;
@@ -84,13 +89,15 @@ using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(LinearStoredLow, Low);
 
 TYPED_TEST(LinearStoredLow, IsSummedInFloatAndRoundedOnce) {
-  for (const auto& [in, out, rows] : {std::array<Index, 3>{1, 1, 1}, {7, 5, 3}, {48, 33, 1}, {129, 34, 11}, {1000, 20, 8}}) {
+  for (const auto& [in, out, rows] :
+       {std::array<Index, 3>{1, 1, 1}, {7, 5, 3}, {48, 33, 1}, {129, 34, 11}, {1000, 20, 8}}) {
     const Linear<TypeParam> layer(in, out, true, 3);
     const auto x = random_tensor<TypeParam, 2>({rows, in}, 4);
     const auto y = layer(x);
     const auto exact = plain<double>(layer, x);
     for (Index i = 0; i < y.size(); ++i)
-      EXPECT_NEAR(static_cast<double>(y.data()[i]), exact.data()[i], attn_test::storage_error<TypeParam> * std::abs(exact.data()[i]) + 2e-6);
+      EXPECT_NEAR(static_cast<double>(y.data()[i]), exact.data()[i],
+                  attn_test::storage_error<TypeParam> * std::abs(exact.data()[i]) + 2e-6);
   }
 }
 
@@ -208,7 +215,9 @@ TEST(Linear, IsDrawnFromPyTorchsDefaultDistribution) {
 }
 
 TEST(Linear, InitialWeightsStayInRangeForEveryType) {
-  const auto within = [](auto layer) { return std::max(largest(layer.weight()), largest(layer.bias())) <= 1.0 / 3.0 + 0.002; };
+  const auto within = [](auto layer) {
+    return std::max(largest(layer.weight()), largest(layer.bias())) <= 1.0 / 3.0 + 0.002;
+  };
   EXPECT_TRUE(within(Linear<float>(9, 40)));
   EXPECT_TRUE(within(Linear<Eigen::half>(9, 40)));
   EXPECT_TRUE(within(Linear<Eigen::bfloat16>(9, 40)));
@@ -236,7 +245,8 @@ TEST(Linear, ACopyIsIndependent) {
 }
 
 TEST(Linear, DoesNotDependOnTheNumberOfThreads) {
-  for (const auto& [in, out, rows] : {std::array<Index, 3>{700, 900, 1}, {700, 130, 3}, {170, 190, 37}, {200, 19, 430}}) {
+  for (const auto& [in, out, rows] :
+       {std::array<Index, 3>{700, 900, 1}, {700, 130, 3}, {170, 190, 37}, {200, 19, 430}}) {
     const Linear<float> layer(in, out, true, 1);
     const auto x = random_tensor<float, 2>({rows, in}, 1);
     attn::SerialExecutor serial;
@@ -269,22 +279,52 @@ TEST(Linear, RefusesSizesBelowOne) {
 
 TEST(Linear, RefusesAnotherLastDimension) {
   const Linear<float> layer(4, 3);
-  expect_error([&] { return layer(Tensor<float, 3>(2, 7, 5)); }, {"[attn::Linear::forward]", "expected a last dimension of 4", "got [2,7,5]"});
+  expect_error([&] { return layer(Tensor<float, 3>(2, 7, 5)); },
+               {"[attn::Linear::forward]", "expected a last dimension of 4", "got [2,7,5]"});
   Tensor<float, 3> y(2, 7, 4);
-  expect_error([&] { layer.forward_into(y, Tensor<float, 3>(2, 7, 4)); }, {"[attn::Linear::forward]", "expected [2,7,3]", "got [2,7,4]"});
+  expect_error([&] { layer.forward_into(y, Tensor<float, 3>(2, 7, 4)); },
+               {"[attn::Linear::forward]", "expected [2,7,3]", "got [2,7,4]"});
 }
 
-TEST(Linear, RefusesGapsBetweenRows) {
+/// A view of the columns from `first` on of a tensor [rows, columns].
+template <class T>
+attn::View<T, 3> columns_of(Tensor<T, 2>& x, Index first, Index count) {
+  const Index rows = x.dimension(0), row = x.dimension(1);
+  return {x.data() + first, {2, rows / 2, count}, {rows / 2 * row, row, 1}};
+}
+
+TEST(Linear, TakesRowsThatLieEquallyFarApart) {
+  for (const auto& [in, out, rows] : {std::array<Index, 3>{4, 3, 6}, {70, 100, 24}, {1, 1, 2}}) {
+    const Linear<float> layer(in, out, true, 5);
+    auto x = random_tensor<float, 2>({rows, in + 9}, 1), y = random_tensor<float, 2>({rows, out + 7}, 2);
+    const Tensor<float, 2> before = y;
+    layer.forward_into(columns_of(y, 3, out), columns_of(x, 5, in));
+    Tensor<float, 2> packed(rows, in);
+    for (Index r = 0; r < rows; ++r)
+      for (Index i = 0; i < in; ++i) packed(r, i) = x(r, 5 + i);
+    const Tensor<float, 2> expected = layer(packed);
+    for (Index r = 0; r < rows; ++r)
+      for (Index o = 0; o < out + 7; ++o)
+        EXPECT_EQ(y(r, o), o >= 3 && o < 3 + out ? expected(r, o - 3) : before(r, o)) << r << ", " << o;
+  }
+}
+
+TEST(Linear, RefusesRowsThatDoNotLieEquallyFarApart) {
   const Linear<float> layer(4, 3);
   const auto x = random_tensor<float, 3>({2, 3, 8}, 1);
   Tensor<float, 4> y(2, 2, 3, 3);
   expect_error([&] { layer.forward_into(y, attn::split_heads(x, 2)); }, {"[attn::Linear::forward]", "packed"});
+  Tensor<float, 2> z(2, 3);
+  const attn::View<const float, 2> overlapping(x.data(), {2, 4}, {2, 1}), apart(x.data(), {2, 4}, {8, 2});
+  expect_error([&] { layer.forward_into(z, overlapping); }, {"[attn::Linear::forward]", "packed"});
+  expect_error([&] { layer.forward_into(z, apart); }, {"[attn::Linear::forward]", "packed"});
 }
 
 TEST(Linear, RefusesWeightsOfTheWrongShapeAndStaysAsItWas) {
   Linear<float> layer(4, 3), plain_layer(4, 3, false);
   const auto weight = layer.weight();
-  expect_error([&] { layer.set_weight(Tensor<float, 2>(4, 3)); }, {"[attn::Linear::set_weight]", "expected [3,4]", "got [4,3]"});
+  expect_error([&] { layer.set_weight(Tensor<float, 2>(4, 3)); },
+               {"[attn::Linear::set_weight]", "expected [3,4]", "got [4,3]"});
   expect_error([&] { layer.set_bias(Tensor<float, 1>(4)); }, {"[attn::Linear::set_bias]", "expected [3]", "got [4]"});
   expect_error([&] { plain_layer.set_bias(Tensor<float, 1>(3)); }, {"[attn::Linear::set_bias]", "no bias", "got [3]"});
   EXPECT_TRUE(same_bits(layer.weight(), weight));

@@ -42,7 +42,8 @@ template <class M = attn::NoMask>
 void expect_definition(const LlamaAttention<float>& module, const Tensor<float, 3>& x, const M& mask = {}) {
   const auto exact = plain_module<double>(module, x, mask);
   const double plain = max_difference(plain_module<float>(module, x, mask), exact);
-  EXPECT_LE(max_difference(module.forward(x, mask), exact), std::max(2.0 * plain, 2.0 * float_epsilon * largest(exact)));
+  EXPECT_LE(max_difference(module.forward(x, mask), exact),
+            std::max(2.0 * plain, 2.0 * float_epsilon * largest(exact)));
 }
 
 // ---- The document's module ----
@@ -111,7 +112,8 @@ TEST(LlamaAttention, AnAdditiveMaskOfMinusInfinityIsCausal) {
 
 TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
   const RotaryConfig half_split{}, interleaved{.layout = RotaryLayout::interleaved, .theta = 500.0};
-  const RotaryConfig partial{.dimensions = 4}, scaled{.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 8}};
+  const RotaryConfig partial{.dimensions = 4},
+      scaled{.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 8}};
   for (const LlamaAttentionConfig& config : {
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 1},
@@ -122,11 +124,16 @@ TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .bias = false},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .rotary = half_split},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .rotary = interleaved},
-           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = partial},
+           LlamaAttentionConfig{
+               .hidden_size = 48, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = partial},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 4, .rotary = scaled},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .window = 1},
            LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .window = 5},
-           LlamaAttentionConfig{.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 3, .rotary = half_split, .window = 1000},
+           LlamaAttentionConfig{.hidden_size = 48,
+           .num_attention_heads = 6,
+           .num_key_value_heads = 3,
+           .rotary = half_split,
+           .window = 1000},
        }) {
     const auto module = evaluating(config);
     const auto x = random_tensor<float, 3>({2, 21, 48}, 1);
@@ -139,14 +146,26 @@ TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
 }
 
 TEST(LlamaAttention, EqualsItsDefinitionForOddSizes) {
-  for (const auto& [B, S, H, D] : {std::array<Index, 4>{1, 1, 1, 1}, {3, 2, 1, 3}, {1, 67, 3, 5}, {2, 130, 2, 9}, {1, 197, 1, 33}}) {
+  for (const auto& [B, S, H, D] :
+       {std::array<Index, 4>{1, 1, 1, 1}, {3, 2, 1, 3}, {1, 67, 3, 5}, {2, 130, 2, 9}, {1, 197, 1, 33}}) {
     const auto module = evaluating({.hidden_size = H * D, .num_attention_heads = H});
     expect_definition(module, random_tensor<float, 3>({B, S, H * D}, 1), Causal{});
   }
 }
 
+TEST(LlamaAttention, EqualsItsDefinitionForProjectionsOf8KB) {  // whose rows are held a line apart
+  const auto x = random_tensor<float, 3>({2, 21, 24}, 1);
+  LlamaAttentionConfig config{.hidden_size = 24, .num_attention_heads = 4, .num_key_value_heads = 4, .head_dim = 512};
+  expect_definition(evaluating(config), x, Causal{});
+  config.rotary = attn::RotaryConfig{};
+  auto module = evaluating(config);
+  module.value().share(module.key());
+  expect_definition(module, x, Causal{});
+}
+
 TEST(LlamaAttention, ProjectionsHaveTheShapesThatTheConfigurationAsksFor) {
-  const auto module = evaluating({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 10});
+  const auto module =
+      evaluating({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 10});
   EXPECT_EQ(module.query().out_features(), 60);
   EXPECT_EQ(module.key().out_features(), 20);
   EXPECT_EQ(module.value().out_features(), 20);
@@ -154,7 +173,8 @@ TEST(LlamaAttention, ProjectionsHaveTheShapesThatTheConfigurationAsksFor) {
   EXPECT_EQ(module.out_proj().out_features(), 48);
 }
 
-TEST(LlamaAttention, RotaryScoresDependOnDistanceAlone) {  // so the same tokens after a prefix that is masked give the same
+TEST(LlamaAttention,
+     RotaryScoresDependOnDistanceAlone) {  // so the same tokens after a prefix that is masked give the same
   const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 2, .rotary = RotaryConfig{}});
   const auto x = random_tensor<float, 3>({1, 12, 32}, 1);
   const auto tail = attn_test::rows_of(x, 5, 7);
@@ -277,7 +297,8 @@ TEST(LlamaAttention, TrainingIsRandomFromCallToCallAndReproducibleBySeed) {
 }
 
 TEST(LlamaAttention, TheProjectionDropoutActsOnTheOutputAlone) {
-  LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.0, .projection_dropout = 0.5});
+  LlamaAttention<float> module(
+      {.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.0, .projection_dropout = 0.5});
   const auto x = random_tensor<float, 3>({4, 50, 24}, 1);
   const auto y = module.forward(x);
   module.eval();
@@ -291,7 +312,8 @@ TEST(LlamaAttention, TheProjectionDropoutActsOnTheOutputAlone) {
 }
 
 TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
-  LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.25, .projection_dropout = 0.0});
+  LlamaAttention<float> module(
+      {.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.25, .projection_dropout = 0.0});
   const auto x = random_tensor<float, 3>({2, 40, 24}, 1);
   const auto [output, weights] = module.forward_with_weights(x, Causal{});
   module.eval();
@@ -323,7 +345,8 @@ TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
 TEST(LlamaAttention, DropoutOfOneLeavesNothing) {
   const auto x = random_tensor<float, 3>({1, 5, 24}, 1);
   EXPECT_EQ(largest(LlamaAttention<float>(24, 3, 1.0).forward(x)), 0.0);
-  const LlamaAttention<float> module({.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 1.0, .projection_dropout = 0.0});
+  const LlamaAttention<float> module(
+      {.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 1.0, .projection_dropout = 0.0});
   const auto y = module.forward(x);
   const auto bias = module.out_proj().bias();
   for (Index e = 0; e < 24; ++e) EXPECT_EQ(y(0, 4, e), bias(e));
@@ -332,14 +355,17 @@ TEST(LlamaAttention, DropoutOfOneLeavesNothing) {
 // ---- Errors ----
 
 TEST(LlamaAttention, RefusesAHiddenSizeThatItsHeadsDoNotDivide) {
-  expect_error([] { LlamaAttention<float> module(50, 6); }, {"[attn::LlamaAttention] hidden_size", "multiple of num_attention_heads = 6", "got 50"});
+  expect_error([] { LlamaAttention<float> module(50, 6); },
+               {"[attn::LlamaAttention] hidden_size", "multiple of num_attention_heads = 6", "got 50"});
 }
 
 TEST(LlamaAttention, RefusesHeadsThatKeyValueHeadsDoNotDivide) {
-  expect_error([] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 4}); },
-               {"[attn::LlamaAttention] num_attention_heads", "multiple of num_key_value_heads = 4", "got 6"});
-  expect_error([] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = -1}); },
-               {"[attn::LlamaAttention]"});
+  expect_error(
+      [] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 4}); },
+      {"[attn::LlamaAttention] num_attention_heads", "multiple of num_key_value_heads = 4", "got 6"});
+  expect_error(
+      [] { LlamaAttention<float> module({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = -1}); },
+      {"[attn::LlamaAttention]"});
 }
 
 TEST(LlamaAttention, RefusesSizesBelowOne) {
@@ -352,13 +378,15 @@ TEST(LlamaAttention, RefusesSizesBelowOne) {
 TEST(LlamaAttention, RefusesADropoutThatIsNoProbability) {
   for (const double p : {-0.5, 1.5, std::nan("")})
     expect_error([&] { LlamaAttention<float> module(8, 2, p); }, {"[attn::LlamaAttention] dropout", "[0,1]", "got "});
-  expect_error([] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 2, .projection_dropout = 2.0}); },
-               {"[attn::LlamaAttention] dropout", "got 2"});
+  expect_error(
+      [] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 2, .projection_dropout = 2.0}); },
+      {"[attn::LlamaAttention] dropout", "got 2"});
 }
 
 TEST(LlamaAttention, RefusesAnOddHeadSizeWithRotary) {
-  expect_error([] { LlamaAttention<float> module({.hidden_size = 15, .num_attention_heads = 3, .rotary = RotaryConfig{}}); },
-               {"[attn::LlamaAttention] head_dim", "even", "rotary", "got 5"});
+  expect_error(
+      [] { LlamaAttention<float> module({.hidden_size = 15, .num_attention_heads = 3, .rotary = RotaryConfig{}}); },
+      {"[attn::LlamaAttention] head_dim", "even", "rotary", "got 5"});
 }
 
 TEST(LlamaAttention, RefusesAWindowBelowOne) {
@@ -369,16 +397,19 @@ TEST(LlamaAttention, RefusesAWindowBelowOne) {
 
 TEST(LlamaAttention, RefusesAnInputOfAnotherLastDimension) {
   const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 4});
-  expect_error([&] { return module.forward(Tensor<float, 3>(2, 7, 48)); }, {"[attn::LlamaAttention::forward] input", "expected", "32", "got [2,7,48]"});
+  expect_error([&] { return module.forward(Tensor<float, 3>(2, 7, 48)); },
+               {"[attn::LlamaAttention::forward] input", "expected", "32", "got [2,7,48]"});
   Tensor<float, 3> y(2, 8, 32);
-  expect_error([&] { module.forward_into(y, Tensor<float, 3>(2, 7, 32)); }, {"[attn::LlamaAttention::forward] output", "expected [2,7,32]", "got [2,8,32]"});
+  expect_error([&] { module.forward_into(y, Tensor<float, 3>(2, 7, 32)); },
+               {"[attn::LlamaAttention::forward] output", "expected [2,7,32]", "got [2,8,32]"});
 }
 
 TEST(LlamaAttention, RefusesAMaskThatDoesNotBroadcast) {
   const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 4});
   const auto x = random_tensor<float, 3>({2, 7, 32}, 1);
   const auto refuses = [&](const auto& mask, const char* shape) {
-    expect_error([&] { return module.forward(x, mask); }, {"[attn::LlamaAttention::forward] AdditiveMask does not broadcast", "[2,4,7,7]", "got ", shape});
+    expect_error([&] { return module.forward(x, mask); },
+                 {"[attn::LlamaAttention::forward] AdditiveMask does not broadcast", "[2,4,7,7]", "got ", shape});
   };
   refuses(Tensor<float, 2>(7, 6), "[7,6]");
   refuses(Tensor<float, 2>(2, 7), "[2,7]");
@@ -389,8 +420,10 @@ TEST(LlamaAttention, RefusesAMaskThatDoesNotBroadcast) {
 
 TEST(LlamaAttention, RefusesWeightsOfTheWrongShape) {
   LlamaAttention<float> module({.hidden_size = 32, .num_attention_heads = 4, .num_key_value_heads = 2});
-  expect_error([&] { module.key().set_weight(Tensor<float, 2>(32, 32)); }, {"[attn::Linear::set_weight]", "expected [16,32]", "got [32,32]"});
-  expect_error([&] { module.key().set_bias(Tensor<float, 1>(32)); }, {"[attn::Linear::set_bias]", "expected [16]", "got [32]"});
+  expect_error([&] { module.key().set_weight(Tensor<float, 2>(32, 32)); },
+               {"[attn::Linear::set_weight]", "expected [16,32]", "got [32,32]"});
+  expect_error([&] { module.key().set_bias(Tensor<float, 1>(32)); },
+               {"[attn::Linear::set_bias]", "expected [16]", "got [32]"});
 }
 
 TEST(LlamaAttention, ARefusedCallIsNoCallOfDropout) {

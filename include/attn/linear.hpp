@@ -120,7 +120,7 @@ class Linear {
   }
 
   /// The same, written into a tensor [..., out] of the caller's that does not overlap x.
-  /// Errors: another last dimension or output shape; views with gaps between their rows.
+  /// Errors: another last dimension or output shape; views whose rows do not lie equally far apart.
   template <class Y, detail::TensorLike X>
   requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
@@ -131,8 +131,11 @@ class Linear {
     check_input(x);
     auto expected = x.shape();
     expected.back() = out_features();
-    detail::require_packed_pair("Linear::forward", x, y, expected);
-    run(x.data(), x.size() / in_features(), y.data());
+    detail::require_shape("Linear::forward", "output", y, expected);
+    const Index x_row = detail::row_distance(x), y_row = detail::row_distance(y);
+    detail::require(x_row >= 0 && y_row >= 0, "Linear::forward",
+                    "views, expected packed ones, or rows that lie equally far apart");
+    run(x.data(), x_row, x.size() / in_features(), y.data(), y_row);
   }
 
   template <detail::TensorLike X>
@@ -155,12 +158,18 @@ class Linear {
     T& at(Index o, Index i) { return weight[static_cast<std::size_t>((o / width * in + i) * width + o % width)]; }
   };
 
-  void run(const T* x, Index rows, T* y) const {
+  void run(const T* x, Index x_row, Index rows, T* y, Index y_row) const {
     using Stored = kernel::Stored<T>;
     const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
-    const kernel::LinearProblem<Stored> problem{
-        kernel::stored(x), kernel::stored(parameters_->weight.data()), bias, kernel::stored(y), rows, in_features(),
-        out_features()};
+    const kernel::LinearProblem<Stored> problem{kernel::stored(x),
+                                                kernel::stored(parameters_->weight.data()),
+                                                bias,
+                                                kernel::stored(y),
+                                                rows,
+                                                in_features(),
+                                                out_features(),
+                                                x_row,
+                                                y_row};
     if (rows == 0) return;
     const kernel::LinearTasks<Stored> tasks(problem, kernel::active_kernels<Stored>(),
                                             current_executor().concurrency());

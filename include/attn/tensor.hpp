@@ -176,6 +176,21 @@ template <class T, int Rank>
   return true;
 }
 
+/// How far the rows of x, its last axis, lie apart, where they all lie equally far; -1 where they do not, or overlap.
+template <class T, int Rank>
+[[nodiscard]] Index row_distance(View<T, Rank> x) {
+  const Index columns = x.dimension(Rank - 1);
+  if (columns > 1 && x.stride(Rank - 1) != 1) return -1;
+  Index distance = columns, stride = -1;
+  for (int axis = Rank - 2; axis >= 0; --axis) {
+    if (x.dimension(axis) == 1) continue;
+    if (stride < 0) distance = stride = x.stride(axis);
+    if (x.stride(axis) != stride || distance < columns) return -1;
+    stride *= x.dimension(axis);
+  }
+  return distance;
+}
+
 /// What modules ask of the tensors they read and write row after row.
 template <class T, int Rank>
 void require_packed_pair(std::string_view function, View<const T, Rank> x, View<T, Rank> y,

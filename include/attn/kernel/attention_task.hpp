@@ -130,6 +130,9 @@ class AttentionTasks {
     panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
     while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
     row_blocks = (p.S + panels * panel - 1) / (panels * panel);
+    // Head after head keeps keys and values near for the next block of queries (3 %); few heads come block after block, the
+    // costly blocks of all of them first, so that no thread is left with one at the end.
+    by_head = p.B * p.H >= 8 * threads;
     copies_k = low || crowded<T>(p.k.row);
     copies_v = low || crowded<T>(p.v.row);
   }
@@ -162,9 +165,11 @@ class AttentionTasks {
 
     Task(const AttentionTasks& tasks, Index task, A* scratch)
         : all(tasks), p(all.p), rules(all.rules), f(all.f), panel(all.panel), k{f}, v{f} {
-      const Index block = all.row_blocks - 1 - task / (p.B * p.H);  // under a causal mask the last rows cost most
-      b = task % (p.B * p.H) / p.H;
-      h = task % p.H;
+      // Under a causal mask the last block of a head costs most.
+      const Index heads = p.B * p.H, block = all.row_blocks - 1 - (all.by_head ? task % all.row_blocks : task / heads);
+      const Index head = all.by_head ? task / all.row_blocks : task % heads;
+      b = head / p.H;
+      h = head % p.H;
       const Index g = h / (p.H / p.G), queries = all.panels * panel;
       first_row = block * queries;
       rows = std::min(queries, p.S - first_row);
@@ -283,7 +288,7 @@ class AttentionTasks {
   const Kernels<T>& f;
   const Index panel;
   Index panels, row_blocks;
-  bool copies_k, copies_v;
+  bool by_head, copies_k, copies_v;
 };
 
 }  // namespace attn::kernel::inline ATTN_BASELINE

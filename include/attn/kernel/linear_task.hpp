@@ -63,16 +63,16 @@ class LinearTasks {
       const A* x = packed_x;
       Index x_row = inputs;
       if constexpr (!low) {
-        if (!crowded<T>(p.in)) x = p.x + first_row * p.in + i, x_row = p.in;
+        if (!crowded<T>(p.x_row)) x = p.x + first_row * p.x_row + i, x_row = p.x_row;
       }
-      if (x == packed_x) f.load(packed_x, inputs, p.x + first_row * p.in + i, p.in, rows, inputs);
+      if (x == packed_x) f.load(packed_x, inputs, p.x + first_row * p.x_row + i, p.x_row, rows, inputs);
 
       for (Index panel = first_panel; panel < last_panel; ++panel) {
         const Index columns = std::min(width, p.out - panel * width);
         const T* const stored = p.weight + (panel * p.in + i) * width;
         const T* const next =
             panel + 1 < last_panel ? stored + p.in * width : p.weight + (first_panel * p.in + i + inputs) * width;
-        T* const y = p.y + first_row * p.out + panel * width;
+        T* const y = p.y + first_row * p.y_row + panel * width;
         A* to = sums + (low ? (panel - first_panel) * block_rows * width : 0);
         Index to_row = width;
         const A* weight = own_weight;
@@ -81,9 +81,9 @@ class LinearTasks {
         } else {
           weight = stored;
           if (columns == width)
-            to = y, to_row = p.out;
+            to = y, to_row = p.y_row;
           else if (i > 0)
-            f.load(to, width, y, p.out, rows, columns);
+            f.load(to, width, y, p.y_row, rows, columns);
         }
         alignas(64) A bias[width] = {};
         if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
@@ -96,7 +96,7 @@ class LinearTasks {
           f.multiply(product, rows, columns - pass * f.panel(), next_panel);
           product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
         }
-        if (to != static_cast<void*>(y) && (!low || last)) f.store(y, p.out, to, width, rows, columns);
+        if (to != static_cast<void*>(y) && (!low || last)) f.store(y, p.y_row, to, width, rows, columns);
       }
     }
   }

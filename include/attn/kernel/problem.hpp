@@ -34,6 +34,7 @@ struct LinearProblem {
   const T* bias;  // or null
   T* y;
   Index rows, in, out;
+  Index x_row, y_row;  // from one row to the next
 };
 
 /// Rows of a [B,H,S,D] tensor; the last axis is contiguous.
