@@ -153,7 +153,7 @@ TEST(LlamaAttention, EqualsItsDefinitionForOddSizes) {
   }
 }
 
-TEST(LlamaAttention, EqualsItsDefinitionForProjectionsOf8KB) {  // whose rows are held a line apart
+TEST(LlamaAttention, EqualsItsDefinitionForProjectionsOf8KB) {  // such rows crowd into few sets of the caches
   const auto x = random_tensor<float, 3>({2, 21, 24}, 1);
   LlamaAttentionConfig config{.hidden_size = 24, .num_attention_heads = 4, .num_key_value_heads = 4, .head_dim = 512};
   expect_definition(evaluating(config), x, Causal{});

@@ -236,21 +236,16 @@ class LlamaAttention {
     if constexpr (HasCheck<decltype(given)>) given.check(fn, B, H, S, past + S);
 
     // 2. Projections [B,S,H*D], heads split by strides. Where key and value share parameters, one product serves both.
-    const auto take =
-        [&](Index columns) {  // rows that would crowd into a few sets of the caches get a line between them
-          const Index row = columns + (kernel::crowded<T>(columns) ? 64 / static_cast<Index>(sizeof(T)) : 0);
-          return View<T, 3>(frame.take<T>(B * S * row), {B, S, columns}, {S * row, row, 1});
-        };
-    const View<T, 3> q = take(H * D), k = take(G * D);
+    const View<T, 3> q(frame.take<T>(B * S * H * D), {B, S, H * D});
+    const View<T, 3> k(frame.take<T>(B * S * G * D), {B, S, G * D});
     const bool tied = value_.shares_with(key_);
-    const View<T, 3> v = tied && !rotary_ ? k : take(G * D);
+    const View<T, 3> v = tied && !rotary_ ? k : View<T, 3>(frame.take<T>(B * S * G * D), {B, S, G * D});
     query_.forward_into(q, x);
     key_.forward_into(k, x);
     if (!tied) {
       value_.forward_into(v, x);
     } else if (rotary_) {
-      for (Index b = 0; b < B; ++b)
-        for (Index s = 0; s < S; ++s) std::copy_n(&k(b, s, 0), G * D, &v(b, s, 0));
+      std::copy_n(k.data(), k.size(), v.data());
     }
     const View<T, 4> q_heads = split_heads(q, H), k_heads = split_heads(k, G), v_heads = split_heads(v, G);
 
@@ -261,7 +256,7 @@ class LlamaAttention {
     }
 
     // 4. Attention, over the cache where there is one. What follows the append must not fail half-way.
-    const View<T, 3> context = take(H * D);
+    const View<T, 3> context(frame.take<T>(B * S * H * D), {B, S, H * D});
     AttentionOptions options;
     options.query_start = start;
     const DropoutRule rule = attention_dropout_.next_rule();
