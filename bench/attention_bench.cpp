@@ -49,16 +49,18 @@ BENCHMARK(causal_with_lambda)->Apply(module_shapes);
 void decode(benchmark::State& state) {
   const Index H = state.range(0), G = state.range(1), D = state.range(2), T = state.range(3);
   const auto q = random<4>({1, H, 1, D}, 1);
-  const std::vector<Tensor<float, 4>> caches(static_cast<std::size_t>((Index{1} << 28) / (G * T * D)),
-                                             random<4>({1, G, T, D}, 2));
+  const auto k = random<4>({1, G, T, D}, 2), v = random<4>({1, G, T, D}, 3);
+  attn::KvCache<float> filled(1, G, T, D);
+  filled.append(View4(k), View4(v));
+  const std::vector<attn::KvCache<float>> layers(static_cast<std::size_t>((Index{1} << 27) / (G * T * D)), filled);
   Tensor<float, 4> y(1, H, 1, D);
   std::size_t layer = 0;
   const auto run = [&] {
-    attn::scaled_dot_product_attention_into(y, q, caches[layer % caches.size()], caches[(layer + 1) % caches.size()]);
-    layer += 2;
+    const auto& cache = layers[layer++ % layers.size()];
+    attn::scaled_dot_product_attention_into(y, q, cache.keys(), cache.values());
   };
   run();
-  if (!check_attention(q, caches[0], caches[1], attn::NoMask{}, attn::NoScore{}, y)) return reject(state);
+  if (!check_attention(q, k, v, attn::NoMask{}, attn::NoScore{}, y)) return reject(state);
   time_runs(state, {.bytes = 8.0 * static_cast<double>(G * T * D)}, run);
 }
 BENCHMARK(decode)

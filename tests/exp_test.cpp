@@ -15,16 +15,16 @@
 #include <vector>
 
 // The kernels' functions are inlined into callers of their own target only, so each gets a region like theirs.
-#define ATTN_TEST_FUNCTIONS(isa)                                                                 \
-  namespace isa##_functions {                                                                    \
-    template <class A>                                                                           \
-    void exp(const A* x, A* y, attn::Index n) {                                                  \
-      for (attn::Index i = 0; i < n; i += attn::kernel::isa::lanes<A>)                           \
-        attn::kernel::isa::store(y + i, attn::kernel::isa::exp(attn::kernel::isa::load(x + i))); \
-    }                                                                                            \
-    inline void tanh(const float* x, float* y, attn::Index n) {                                  \
-      for (attn::Index i = 0; i < n; ++i) y[i] = attn::detail::tanh(x[i]);                       \
-    }                                                                                            \
+#define ATTN_TEST_FUNCTIONS(isa)                                                                        \
+  namespace isa##_functions {                                                                           \
+    template <class A, bool exact>                                                                      \
+    void exp(const A* x, A* y, attn::Index n) {                                                         \
+      for (attn::Index i = 0; i < n; i += attn::kernel::isa::lanes<A>)                                  \
+        attn::kernel::isa::store(y + i, attn::kernel::isa::exp<exact>(attn::kernel::isa::load(x + i))); \
+    }                                                                                                   \
+    inline void tanh(const float* x, float* y, attn::Index n) {                                         \
+      for (attn::Index i = 0; i < n; ++i) y[i] = attn::detail::tanh(x[i]);                              \
+    }                                                                                                   \
   }
 
 ATTN_TEST_FUNCTIONS(baseline)
@@ -62,14 +62,14 @@ using attn::Isa;
 template <class A>
 using Function = void (*)(const A* x, A* y, Index n);
 
-template <class A>
+template <class A, bool exact = true>
 Function<A> exp_of(Isa isa) {
 #if ATTN_X86_TARGETS
-  if (isa == Isa::avx2) return avx2_functions::exp<A>;
-  if (isa == Isa::avx512) return avx512_functions::exp<A>;
+  if (isa == Isa::avx2) return avx2_functions::exp<A, exact>;
+  if (isa == Isa::avx512) return avx512_functions::exp<A, exact>;
 #endif
   EXPECT_EQ(isa, Isa::baseline);
-  return baseline_functions::exp<A>;
+  return baseline_functions::exp<A, exact>;
 }
 Function<float> tanh_of(Isa isa) {
 #if ATTN_X86_TARGETS
@@ -166,6 +166,16 @@ TEST(Exp, IsAtMostOneUlpOffFrom0To88) {
   sweep.expect_at_most(1.0);
 }
 
+TEST(Exp, WhereItNeedNotBeExactIsAtMost1Point25UlpOffDownToMinus16And4Point5Below) {
+  Sweep near(exp_of<float, false>);
+  near.run(sign, bits_of(-16.F), 7, exact_exp);
+  near.run(bits_of(-0x1p-10F), bits_of(-16.F), 1, exact_exp);
+  near.expect_at_most(1.25);
+  Sweep far(exp_of<float, false>);
+  far.run(bits_of(-16.F), bits_of(-87.F), 1, exact_exp);
+  far.expect_at_most(4.5);
+}
+
 /// function(x) for one x, in every lane.
 template <class A>
 A one(Function<A> function, A x) {
@@ -180,36 +190,43 @@ class ExpOf : public testing::Test {};
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(ExpOf, Types);
 
+/// Both exps of each instruction set that this CPU has.
+template <class A>
+std::vector<Function<A>> all_exps() {
+  std::vector<Function<A>> all;
+  for (const Isa isa : isas()) all.insert(all.end(), {exp_of<A>(isa), exp_of<A, false>(isa)});
+  return all;
+}
+
 TYPED_TEST(ExpOf, ZeroIsOne) {
-  for (const Isa isa : isas()) {
-    EXPECT_EQ(one<TypeParam>(exp_of<TypeParam>(isa), 0), TypeParam{1});
-    EXPECT_EQ(one<TypeParam>(exp_of<TypeParam>(isa), -TypeParam{0}), TypeParam{1});
+  for (const auto exp : all_exps<TypeParam>()) {
+    EXPECT_EQ(one<TypeParam>(exp, 0), TypeParam{1});
+    EXPECT_EQ(one<TypeParam>(exp, -TypeParam{0}), TypeParam{1});
   }
 }
 
 TYPED_TEST(ExpOf, FarBelowIsZero) {
   using A = TypeParam;
   const A end = std::is_same_v<A, float> ? A(-87.34) : A(-708.4);
-  for (const Isa isa : isas())
+  for (const auto exp : all_exps<A>())
     for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(), attn::kernel::never<A>,
                       -std::numeric_limits<A>::infinity()}) {
-      const A y = one<A>(exp_of<A>(isa), x);
-      EXPECT_TRUE(y == A{0} && !std::signbit(y)) << isa_name(isa) << ", " << x << ": " << y;
+      const A y = one<A>(exp, x);
+      EXPECT_TRUE(y == A{0} && !std::signbit(y)) << x << ": " << y;
     }
 }
 
 TYPED_TEST(ExpOf, NanStaysNan) {
   using A = TypeParam;
-  for (const Isa isa : isas())
+  for (const auto exp : all_exps<A>())
     for (const A x : {std::numeric_limits<A>::quiet_NaN(), -std::numeric_limits<A>::quiet_NaN(), A(std::nan("12345"))})
-      EXPECT_TRUE(std::isnan(one<A>(exp_of<A>(isa), x))) << isa_name(isa);
+      EXPECT_TRUE(std::isnan(one<A>(exp, x)));
 }
 
 TYPED_TEST(ExpOf, NeverRisesAboveOneBelowZero) {  // so a weight is at most 1
   using A = TypeParam;
-  for (const Isa isa : isas())
-    for (A x = A(-1e-3); x != 0; x = std::nextafter(x * A(0.99), A(0)))
-      ASSERT_LE(one<A>(exp_of<A>(isa), x), A{1}) << isa_name(isa) << ", " << x;
+  for (const auto exp : all_exps<A>())
+    for (A x = A(-1e-3); x != 0; x = std::nextafter(x * A(0.99), A(0))) ASSERT_LE(one<A>(exp, x), A{1}) << x;
 }
 
 TEST(Exp, JustBelowMinus87IsZeroOrAsGood) {

@@ -87,8 +87,8 @@ bool trim(const Rules<A>& rules, Block& block, bool& masked) {
 }
 
 /// Keys or values of one head, step by step. Where they cannot be read as they lie (low precision, columns to pad, crowded
-/// rows), the step's rows are brought into scratch memory once, as far as anyone has asked for: keys that no query
-/// attends are never read.
+/// rows), they are brought into scratch memory once, as far as anyone has asked for: keys that no query attends are never
+/// read.
 template <class T>
 struct StepRows {
   using A = AccumulatorOf<T>;
@@ -96,8 +96,15 @@ struct StepRows {
   const T* from = nullptr;
   Index stride = 0, size = 0, width = 0;  // of a row: from the next, elements, elements padded
   A* copy = nullptr;                      // or null: read as they lie
-  Index step = -1, end = 0;               // what the copy holds
+  Index* ends = nullptr;                  // where the copy of each step ends; null: there is room for one step
+  Index step = -1, end = 0;               // that one
 
+  /// The rows from `first` on, in so many steps.
+  void begin(const T* first, Index steps) {
+    if (first == from) return;
+    from = first, step = -1;
+    for (Index i = 0; i < steps && ends != nullptr; ++i) ends[i] = i * step_keys;
+  }
   /// Row t; rows up to `last` can be read at the stride that `out_stride` is set to.
   const A* at(Index step_begin, Index t, Index last, Index& out_stride) {
     if constexpr (std::is_same_v<T, A>) {
@@ -106,14 +113,23 @@ struct StepRows {
         return from + t * stride;
       }
     }
-    const Index held = step == step_begin ? end : step_begin, rows = last + 1 - held;
-    A* const to = copy + (held - step_begin) * width;
-    f.load(to, width, from + held * stride, stride, rows, size);
-    for (Index i = 0; i < rows; ++i)
-      for (Index d = size; d < f.padded(size); ++d) to[i * width + d] = 0;
-    step = step_begin, end = std::max(held, last + 1);
+    if (ends == nullptr && step != step_begin) step = end = step_begin;
+    Index& held = ends == nullptr ? end : ends[step_begin / step_keys];
+    const Index base = ends == nullptr ? step_begin : 0, rows = last + 1 - held;
+    if (rows > 0) {
+      A* const to = copy + (held - base) * width;
+      f.load(to, width, from + held * stride, stride, rows, size);
+      for (Index i = 0; i < rows; ++i)
+        for (Index d = size; d < f.padded(size); ++d) to[i * width + d] = 0;
+      held = last + 1;
+    }
     out_stride = width;
-    return copy + (t - step_begin) * width;
+    return copy + (t - base) * width;
+  }
+  /// Rows from t on, where they will be read.
+  [[nodiscard]] Wanted ahead(Index t, Index rows) const {
+    if (ends != nullptr && rows > 0 && ends[t / step_keys] > t) return Wanted::of(copy + t * width, width, size, rows);
+    return Wanted::of(from + t * stride, stride, size, rows);
   }
 };
 
@@ -130,24 +146,53 @@ class AttentionTasks {
     panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
     while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
     row_blocks = (p.S + panels * panel - 1) / (panels * panel);
-    // Head after head keeps keys and values near for the next block of queries (3 %); few heads come block after block, the
-    // costly blocks of all of them first, so that no thread is left with one at the end.
-    by_head = p.B * p.H >= 8 * threads;
-    copies_k = low || crowded<T>(p.k.row);
-    copies_v = low || crowded<T>(p.v.row);
+    // A task is all queries that read one key/value head, or all of one head, so that keys and values are near for the
+    // next block (3 %) and copied once; where that would leave threads idle, it is one block of queries.
+    heads = p.H / p.G, blocks = row_blocks;
+    if (!even(p.B * p.G, threads)) heads = 1;
+    if (!even(p.B * p.H / heads, threads)) blocks = 1;
+    const auto copies = [&](Index stride) {
+      return low || crowded<T>(stride) || (heads * blocks > 1 && stride * static_cast<Index>(sizeof(T)) >= 4096);
+    };
+    copies_k = copies(p.k.row);
+    copies_v = copies(p.v.row);
+    copied = heads * blocks > 1 && threads * p.T_ * copied_row() <= most_copied ? std::max<Index>(steps(), 1) : 1;
   }
 
-  [[nodiscard]] Index count() const { return p.B * p.H * row_blocks; }
+  [[nodiscard]] Index count() const { return p.B * p.H * row_blocks / (heads * blocks); }
   /// Scratch memory per thread, in accumulators.
   [[nodiscard]] Index scratch() const {
     return panels * panel * (p.D + p.Dv + 2) + (step_keys + 3) * panel + turned_size() +
-           step_keys * ((copies_k ? apart(p.D) : 0) + (copies_v ? apart(p.Dv) : 0));
+           copied * step_keys * copied_row() + 2 * ends_size();
   }
-  void run(Index task, A* scratch) const { Task(*this, task, scratch).run(); }
+  void run(Index task, A* scratch) const {
+    Task worker(*this, scratch);
+    if (heads * blocks == 1) {
+      // Few heads come block after block, the costly blocks of all of them first (under a causal mask the last), so that
+      // no thread is left with one at the end.
+      worker.begin(task % (p.B * p.H));
+      worker.run(row_blocks - 1 - task / (p.B * p.H));
+      return;
+    }
+    for (Index head = task * heads; head < (task + 1) * heads; ++head) {
+      worker.begin(head);
+      for (Index block = row_blocks; block-- > 0;) worker.run(block);
+    }
+  }
 
  private:
+  static constexpr Index most_copied = (48 << 20) / static_cast<Index>(sizeof(A));  // of all threads together: 48 MB
+  /// Whether so many equal tasks leave less than 1 in 16 of the threads' time idle.
+  static bool even(Index tasks, Index threads) {
+    return ((tasks + threads - 1) / threads * threads - tasks) * 16 <= tasks;
+  }
   /// The stride of copied rows: a line more than they need, or those of 512 bytes would share a few sets of L1 (1 to 2 %).
   static constexpr Index apart(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
+  [[nodiscard]] Index steps() const { return (p.T_ + step_keys - 1) / step_keys; }
+  [[nodiscard]] Index copied_row() const { return (copies_k ? apart(p.D) : 0) + (copies_v ? apart(p.Dv) : 0); }
+  [[nodiscard]] Index ends_size() const {
+    return copied > 1 ? f.padded(copied * static_cast<Index>(sizeof(Index) / sizeof(A))) : 0;
+  }
   /// A panel's output, or its weights of a step, turned to rows of queries.
   [[nodiscard]] Index turned_size() const {
     return panel * std::max(f.padded(p.Dv), p.weights != nullptr ? step_keys : 0);
@@ -159,20 +204,13 @@ class AttentionTasks {
     const Rules<A>& rules;
     const Kernels<T>& f;
     const Index panel;
-    Index b, h, first_row, rows;
+    Index b = 0, h = 0, first_row = 0, rows = 0;
     A *q, *y, *largest, *sum, *s, *old, *scale, *turned;  // q [panel][D][query], y [panel][Dv][query], s [key][query]
     StepRows<T> k, v;
 
-    Task(const AttentionTasks& tasks, Index task, A* scratch)
+    Task(const AttentionTasks& tasks, A* scratch)
         : all(tasks), p(all.p), rules(all.rules), f(all.f), panel(all.panel), k{f}, v{f} {
-      // Under a causal mask the last block of a head costs most.
-      const Index heads = p.B * p.H, block = all.row_blocks - 1 - (all.by_head ? task % all.row_blocks : task / heads);
-      const Index head = all.by_head ? task / all.row_blocks : task % heads;
-      b = head / p.H;
-      h = head % p.H;
-      const Index g = h / (p.H / p.G), queries = all.panels * panel;
-      first_row = block * queries;
-      rows = std::min(queries, p.S - first_row);
+      const Index queries = all.panels * panel, room = all.copied * step_keys;
       q = scratch;
       y = q + queries * p.D;
       largest = y + queries * p.Dv;
@@ -182,15 +220,30 @@ class AttentionTasks {
       scale = old + panel;
       turned = scale + panel;
       A* const k_copy = turned + all.turned_size();
-      A* const v_copy = k_copy + (all.copies_k ? step_keys * apart(p.D) : 0);
-      k.from = p.k.at(b, g, 0), k.stride = p.k.row, k.size = p.D, k.width = apart(p.D);
-      v.from = p.v.at(b, g, 0), v.stride = p.v.row, v.size = p.Dv, v.width = apart(p.Dv);
+      A* const v_copy = k_copy + (all.copies_k ? room * apart(p.D) : 0);
+      k.stride = p.k.row, k.size = p.D, k.width = apart(p.D);
+      v.stride = p.v.row, v.size = p.Dv, v.width = apart(p.Dv);
       k.copy = all.copies_k ? k_copy : nullptr;
       v.copy = all.copies_v ? v_copy : nullptr;
+      if (all.copied > 1) {
+        auto* const ends = reinterpret_cast<Index*>(v_copy + (all.copies_v ? room * apart(p.Dv) : 0));
+        k.ends = all.copies_k ? ends : nullptr;
+        v.ends = all.copies_v ? ends + all.copied : nullptr;
+      }
+      for (Index i = 0; i < panel; ++i) scale[i] = p.scale;
     }
 
-    void run() {
-      for (Index i = 0; i < panel; ++i) scale[i] = p.scale;
+    /// A head from now on.
+    void begin(Index head) {
+      b = head / p.H, h = head % p.H;
+      k.begin(p.k.at(b, h / (p.H / p.G), 0), all.steps());
+      v.begin(p.v.at(b, h / (p.H / p.G), 0), all.steps());
+    }
+
+    /// A block of its queries.
+    void run(Index row_block) {
+      first_row = row_block * all.panels * panel;
+      rows = std::min(all.panels * panel, p.S - first_row);
       for (Index row = 0; row < rows; row += panel) {
         f.turn(q + row * p.D, panel, p.q.at(b, h, first_row + row), p.q.row, std::min(panel, rows - row), p.D);
         for (Index i = 0; i < panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
@@ -242,7 +295,7 @@ class AttentionTasks {
     /// What comes nearer while a panel is computed: its share of the rows of the step after the one at t.
     [[nodiscard]] Wanted ahead(const StepRows<T>& of, Index t, Index row) const {
       const Index share = (step_keys + all.panels - 1) / all.panels, first = t + step_keys + row / panel * share;
-      return Wanted::of(of.from + first * of.stride, of.stride, of.size, std::clamp<Index>(p.T_ - first, 0, share));
+      return of.ahead(first, std::clamp<Index>(p.T_ - first, 0, share));
     }
 
     /// y / sum, and log-sum-exp, into the caller's memory.
@@ -288,7 +341,9 @@ class AttentionTasks {
   const Kernels<T>& f;
   const Index panel;
   Index panels, row_blocks;
-  bool by_head, copies_k, copies_v;
+  Index heads, blocks;  // of a task
+  bool copies_k, copies_v;
+  Index copied;  // steps that there is room for
 };
 
 }  // namespace attn::kernel::inline ATTN_BASELINE

@@ -17,10 +17,7 @@ template <class T>
 class DecodeTasks {
   using A = AccumulatorOf<T>;
   static constexpr Index most_rows = 32;  // queries times query heads of a key/value head
-  static constexpr Index chunk = 512;     // keys of one task
   static constexpr bool low = !std::is_same_v<T, A>;
-  // Keys scored and weighed at a time: 64 read k and v in too short stretches (20 %), but copies should stay in L2.
-  static constexpr Index step = low ? 64 : chunk;
   static constexpr Index group = 16;  // values weighed at a time, all columns: they are read as they lie
 
  public:
@@ -34,15 +31,24 @@ class DecodeTasks {
         f(functions),
         heads(p.H / p.G),
         rows(heads * p.S),
-        chunks((p.T_ + chunk - 1) / chunk),
         D(f.padded(p.D)),
-        Dv(f.padded(p.Dv)) {}
+        Dv(f.padded(p.Dv)) {
+    // Long chunks read k and v in long stretches (256, 512, 1024, 2048 keys: 16, 18, 18.5, 19 GB/s a core of AMD Zen 4), but
+    // there should be enough for many threads.
+    chunk = 2048;
+    while (chunk > 256 && p.B * p.G * ((p.T_ + chunk - 1) / chunk) < 32) chunk /= 2;
+    chunks = (p.T_ + chunk - 1) / chunk;
+    step = low ? 64 : chunk;
+  }
 
   [[nodiscard]] Index count() const { return p.B * p.G * chunks; }
   /// What tasks leave for join(), in accumulators: per row of each task the maximum, the sum and the output so far.
   [[nodiscard]] Index partials() const { return count() * partial(); }
   /// Scratch memory per thread, in accumulators.
-  [[nodiscard]] Index scratch() const { return std::max(rows * (D + step) + step * (D + Dv), f.padded(chunks) + Dv); }
+  [[nodiscard]] Index scratch() const {
+    const Index copied = step * ((copies_k() ? D : 0) + (copies_v() ? Dv : 0));
+    return std::max(rows * (D + step) + copied, f.padded(chunks) + Dv);
+  }
 
   /// All rows that read one key/value head, against one chunk of its keys.
   void run(Index task, A* results, A* scratch) const {
@@ -53,8 +59,8 @@ class DecodeTasks {
     A* const q = scratch;
     A* const s = q + rows * D;  // [row][step]
     A* const copies = s + rows * step;
-    StepRows<T> k{f, p.k.at(b, g, 0), p.k.row, p.D, D, low || D != p.D ? copies : nullptr};
-    StepRows<T> v{f, p.v.at(b, g, 0), p.v.row, p.Dv, Dv, low || Dv != p.Dv ? copies + step * D : nullptr};
+    StepRows<T> k{f, p.k.at(b, g, 0), p.k.row, p.D, D, copies_k() ? copies : nullptr};
+    StepRows<T> v{f, p.v.at(b, g, 0), p.v.row, p.Dv, Dv, copies_v() ? copies + (copies_k() ? step * D : 0) : nullptr};
 
     for (Index r = 0; r < rows; ++r) {
       A* const row = q + r * D;
@@ -115,11 +121,8 @@ class DecodeTasks {
     A largest = never<A>, sum = 0, total = 0;
     f.softmax_line(weights, chunks, largest, total);
     for (Index i = 0; i < Dv; ++i) y[i] = 0;
-    for (Index c = 0; c < chunks; ++c) {
-      const A* const from = first + c * partial();
-      sum += from[rows + r] * weights[c];
-      for (Index i = 0; i < Dv; ++i) y[i] += from[2 * rows + r * Dv + i] * weights[c];
-    }
+    for (Index c = 0; c < chunks; ++c) sum += first[c * partial() + rows + r] * weights[c];
+    f.multiply_few({weights, chunks, 1, first + 2 * rows + r * Dv, partial(), chunks, y, Dv, y, Dv, nullptr}, 1, Dv);
     const A inverse = inverse_of(sum);
     for (Index i = 0; i < Dv; ++i) y[i] *= inverse;
     f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);
@@ -127,12 +130,16 @@ class DecodeTasks {
   }
 
  private:
+  [[nodiscard]] bool copies_k() const { return low || D != p.D; }
+  [[nodiscard]] bool copies_v() const { return low || Dv != p.Dv; }
   [[nodiscard]] Index partial() const { return rows * (Dv + 2); }
 
   const AttentionProblem<T>& p;
   const Rules<A>& rules;
   const Kernels<T>& f;
-  Index heads, rows, chunks, D, Dv;
+  Index heads, rows, D, Dv;
+  Index chunk, chunks,
+      step;  // keys of one task, tasks of one head; keys scored and weighed at a time: copies stay in L2
 };
 
 }  // namespace attn::kernel::inline ATTN_BASELINE

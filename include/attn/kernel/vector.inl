@@ -6,6 +6,7 @@ template <>
 struct Simd<float> {
   typedef float V __attribute__((vector_size(ATTN_VECTOR_BYTES)));         // lanes
   typedef std::int32_t I __attribute__((vector_size(ATTN_VECTOR_BYTES)));  // masks (0 or -1), bits
+  typedef std::uint32_t U __attribute__((vector_size(ATTN_VECTOR_BYTES)));
   typedef std::uint16_t Low __attribute__((vector_size(ATTN_VECTOR_BYTES / 2)));
   static constexpr int lanes = ATTN_VECTOR_BYTES / 4;
 };
@@ -13,6 +14,7 @@ template <>
 struct Simd<double> {
   typedef double V __attribute__((vector_size(ATTN_VECTOR_BYTES)));
   typedef std::int64_t I __attribute__((vector_size(ATTN_VECTOR_BYTES)));
+  typedef std::uint64_t U __attribute__((vector_size(ATTN_VECTOR_BYTES)));
   static constexpr int lanes = ATTN_VECTOR_BYTES / 8;
 };
 template <class A>
