@@ -271,7 +271,7 @@ class AttentionTasks {
       if (!trim(rules, block, masked)) return false;
       Product<A> product{nullptr, 0, 1, q + row * p.D, panel, p.D, s, panel, nullptr, 0, scale};
       product.a = k.at(t, block.first.key, block.last.key, product.a_row);
-      f.multiply(product, keys(block), count(row), ahead(k, t, row));
+      multiply(f, product, keys(block), count(row), ahead(k, t, row));
       if (masked || rules.scores) rules.panel(rules, s, keys(block), count(row), block.first, masked);
       return true;
     }
@@ -289,7 +289,7 @@ class AttentionTasks {
       A* const to = y + row * p.Dv;
       Product<A> product{nullptr, 1, 0, s, panel, keys(block), to, panel, to, panel, old};
       product.a = v.at(t, block.first.key, block.last.key, product.a_step);
-      f.multiply(product, p.Dv, count(row), ahead(v, t, row));
+      multiply(f, product, p.Dv, count(row), ahead(v, t, row));
     }
 
     /// What comes nearer while a panel is computed: its share of the rows of the step after the one at t.

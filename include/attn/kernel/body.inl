@@ -8,19 +8,21 @@
 #include "dropout.inl"
 
 template <class T>
-inline constexpr Kernels<T> kernels{lanes<AccumulatorOf<T>>,
-                                    tile_rows,
-                                    multiply<AccumulatorOf<T>>,
-                                    multiply_few<AccumulatorOf<T>>,
-                                    score_rows<AccumulatorOf<T>>,
-                                    softmax_panel<AccumulatorOf<T>>,
-                                    softmax_line<AccumulatorOf<T>>,
-                                    turn<AccumulatorOf<T>, T>,
-                                    turn<AccumulatorOf<T>, AccumulatorOf<T>>,
-                                    scale_rows<AccumulatorOf<T>>,
-                                    dropout_factors<AccumulatorOf<T>>,
-                                    convert_rows<AccumulatorOf<T>, T>,
-                                    convert_rows<T, AccumulatorOf<T>>};
+inline constexpr Kernels<T> kernels{
+    lanes<AccumulatorOf<T>>,
+    tile_rows,
+    {panel_tiles<AccumulatorOf<T>, 1>, panel_tiles<AccumulatorOf<T>, 2>, panel_tiles<AccumulatorOf<T>, 3>},
+    {few_tiles<AccumulatorOf<T>, 2, few_vectors>, few_tiles<AccumulatorOf<T>, 4, few_vectors / 2>,
+     few_tiles<AccumulatorOf<T>, 4, 1>},
+    score_rows<AccumulatorOf<T>>,
+    softmax_panel<AccumulatorOf<T>>,
+    softmax_line<AccumulatorOf<T>>,
+    turn<AccumulatorOf<T>, T>,
+    turn<AccumulatorOf<T>, AccumulatorOf<T>>,
+    scale_rows<AccumulatorOf<T>>,
+    dropout_factors<AccumulatorOf<T>>,
+    convert_rows<AccumulatorOf<T>, T>,
+    convert_rows<T, AccumulatorOf<T>>};
 
 // The settings were this inclusion's.
 #undef ATTN_VECTOR_BYTES

@@ -105,8 +105,9 @@ class DecodeTasks {
 
       const A* const value = v.at(t, first, last, stride);
       for (Index i = 0; i < keys; i += group)
-        f.multiply_few({s + i, step, 1, value + i * stride, stride, std::min(group, keys - i), y, Dv, y, Dv, nullptr},
-                       rows, Dv);
+        multiply_few(
+            f, Product<A>{s + i, step, 1, value + i * stride, stride, std::min(group, keys - i), y, Dv, y, Dv, nullptr},
+            rows, Dv);
     }
   }
 
@@ -122,7 +123,8 @@ class DecodeTasks {
     f.softmax_line(weights, chunks, largest, total);
     for (Index i = 0; i < Dv; ++i) y[i] = 0;
     for (Index c = 0; c < chunks; ++c) sum += first[c * partial() + rows + r] * weights[c];
-    f.multiply_few({weights, chunks, 1, first + 2 * rows + r * Dv, partial(), chunks, y, Dv, y, Dv, nullptr}, 1, Dv);
+    multiply_few(f, Product<A>{weights, chunks, 1, first + 2 * rows + r * Dv, partial(), chunks, y, Dv, y, Dv, nullptr},
+                 1, Dv);
     const A inverse = inverse_of(sum);
     for (Index i = 0; i < Dv; ++i) y[i] *= inverse;
     f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);

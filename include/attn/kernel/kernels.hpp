@@ -2,6 +2,7 @@
 // kernel is ordinary code, compiled once, that calls them.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -51,6 +52,15 @@ struct Wanted {
   }
 };
 
+/// The tile with so many rows and columns, and the one with a single row. Meanwhile the lines from `next` on are asked for, one
+/// whenever the number of steps left has none of the bits of `mask`.
+template <class A>
+struct Tiles {
+  using Tile = void (*)(const Product<A>&, const char* next, Index mask);
+  Index rows, columns;
+  Tile whole, one;
+};
+
 /// 512 bytes of ones: a row of factors for the widest tile.
 template <class A>
 struct Ones {
@@ -81,12 +91,10 @@ struct Rules {
 /// The functions of one instruction set, for elements stored as T. `turn` and `load` convert to what T is computed in.
 template <class T, class A = AccumulatorOf<T>>
 struct Kernels {
-  Index lanes;      ///< of a vector
-  Index tile_rows;  ///< of a tile
-  /// A product of `rows` rows and of as many columns as a tile has at most; `wanted` comes nearer meanwhile.
-  void (*multiply)(const Product<A>&, Index rows, Index columns, const Wanted& wanted);
-  /// A product of few rows and any number of columns, in whole vectors.
-  void (*multiply_few)(const Product<A>&, Index rows, Index columns);
+  Index lanes;         ///< of a vector
+  Index tile_rows;     ///< of a tile
+  Tiles<A> panels[3];  ///< of 1, 2, 3 vectors of columns
+  Tiles<A> few[3];     ///< for products of few rows, the widest first, the last one vector wide
   void (*score_rows)(A* s, Index s_row, const A* q, Index rows, const A* k, Index k_row, Index keys, Index D, A scale);
   void (*softmax_panel)(A* s, Index keys, Index vectors, A* largest, A* sum, A* old);
   A (*softmax_line)(A* line, Index keys, A& largest, A& sum);
@@ -135,6 +143,53 @@ inline void prefetch(const void* from, Index bytes) {
 template <class T>
 [[nodiscard]] constexpr bool crowded(Index stride) {
   return stride * static_cast<Index>(sizeof(T)) % 8192 == 0;
+}
+
+/// A product of `rows` rows and of as many columns as a panel has at most, tile by tile. Rows that fill no tile are computed
+/// one by one, which takes no longer than a tile would. What is wanted comes nearer meanwhile, spread over all steps: a
+/// burst of it would hold up the loads of the tile (7 % of an attention).
+template <class T, class A>
+void multiply(const Kernels<T>& f, Product<A> product, Index rows, Index columns, Wanted wanted) {
+  const Tiles<A>& tiles = f.panels[std::min<Index>((columns - 1) / f.lanes, 2)];
+  const Index lines = wanted.rows * ((wanted.size + 63) / 64), depth = product.depth;
+  Index every = 1, column = 0;  // steps from one line to the next; bytes asked for of the wanted row
+  while (every < 16 && 2 * every * lines * tiles.rows <= depth * rows) every *= 2;
+  while (rows > 0) {
+    const bool whole = rows >= tiles.rows;
+    const Index done = whole ? tiles.rows : 1;
+    if (product.c_row != f.panel())  // the caller's memory
+      for (Index r = 0; r < done; ++r)
+        prefetch(product.c + r * product.c_row, tiles.columns * static_cast<Index>(sizeof(A)));
+    (whole ? tiles.whole : tiles.one)(product, wanted.row + column, wanted.rows > 0 ? every - 1 : -1);
+    if (whole)
+      for (column += depth / every * 64; column >= wanted.size && wanted.rows > 0; column -= wanted.size) {
+        wanted.row += wanted.stride;
+        if (--wanted.rows > 0 && column > wanted.size) prefetch(wanted.row, wanted.size);
+      }
+    product.a += done * product.a_row;
+    product.c += done * product.c_row;
+    if (product.before != nullptr) product.before += done * product.before_row;
+    rows -= done;
+  }
+}
+
+/// A product of few rows, as in decoding, with any number of columns in whole vectors, without factors. Reading b is the
+/// limit, and it wants to be read as it lies, so that tiles are wide.
+template <class T, class A>
+void multiply_few(const Kernels<T>& f, Product<A> product, Index rows, Index columns) {
+  product.factor = ones<A>.value;
+  const Tiles<A>* tiles = f.few;
+  while (columns > 0) {
+    while (columns < tiles->columns) ++tiles;
+    Product<A> part = product;
+    for (Index left = rows, done = 0; left > 0; left -= done) {
+      done = left >= tiles->rows ? tiles->rows : 1;
+      (done > 1 ? tiles->whole : tiles->one)(part, nullptr, -1);
+      part.a += done * part.a_row, part.c += done * part.c_row, part.before += done * part.before_row;
+    }
+    product.b += tiles->columns, product.c += tiles->columns, product.before += tiles->columns;
+    columns -= tiles->columns;
+  }
 }
 
 }  // namespace attn::kernel::inline ATTN_BASELINE

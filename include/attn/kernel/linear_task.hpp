@@ -93,7 +93,7 @@ class LinearTasks {
         const Index passes = (columns + f.panel() - 1) / f.panel();
         const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
         for (Index pass = 0; pass < passes; ++pass) {
-          f.multiply(product, rows, columns - pass * f.panel(), next_panel);
+          multiply(f, product, rows, columns - pass * f.panel(), next_panel);
           product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
         }
         if (to != static_cast<void*>(y) && (!low || last)) f.store(y, p.y_row, to, width, rows, columns);

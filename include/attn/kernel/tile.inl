@@ -54,62 +54,10 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
   }
 }
 
-/// Rows of a product, tile by tile, as many columns as N vectors have. Rows that fill no tile are computed one by one, which
-/// takes no longer than a tile would. What is wanted comes nearer meanwhile, spread over all steps: a burst of it would
-/// hold up the loads of the tile (7 % of an attention).
+/// Of a panel; and of a product of few rows, whose tiles are wide: rows of 512 bytes read whole gave 20 GB/s where halves of
+/// them gave 15 (one core of AMD Zen 4).
 template <class A, int N>
-__attribute__((noinline)) void multiply(Product<A> product, Index rows, Wanted wanted) {
-  const Index lines = wanted.rows * ((wanted.size + 63) / 64), depth = product.depth;
-  Index every = 1, column = 0;  // steps from one line to the next; bytes asked for of the wanted row
-  while (every < 16 && 2 * every * lines * tile_rows <= depth * rows) every *= 2;
-  while (rows > 0) {
-    const bool whole = rows >= tile_rows;
-    const Index done = whole ? tile_rows : 1;
-    if (product.c_row != tile_columns<A>)  // the caller's memory
-      for (Index r = 0; r < done; ++r) prefetch(product.c + r * product.c_row, N * ATTN_VECTOR_BYTES);
-    (whole ? tile<A, tile_rows, N> : tile<A, 1, N>)(product, wanted.row + column, wanted.rows > 0 ? every - 1 : -1);
-    if (whole)
-      for (column += depth / every * 64; column >= wanted.size && wanted.rows > 0; column -= wanted.size) {
-        wanted.row += wanted.stride;
-        if (--wanted.rows > 0 && column > wanted.size) prefetch(wanted.row, wanted.size);
-      }
-    product.a += done * product.a_row;
-    product.c += done * product.c_row;
-    if (product.before != nullptr) product.before += done * product.before_row;
-    rows -= done;
-  }
-}
-/// The same for as many vectors as `columns` need.
-template <class A>
-void multiply(const Product<A>& product, Index rows, Index columns, const Wanted& wanted) {
-  (columns > 2 * lanes<A> ? multiply<A, 3>
-   : columns > lanes<A>   ? multiply<A, 2>
-                          : multiply<A, 1>)(product, rows, wanted);
-}
-
-/// N vectors of columns of a product of few rows; returns how many columns these are.
+inline constexpr Tiles<A> panel_tiles{tile_rows, N* lanes<A>, tile<A, tile_rows, N>, tile<A, 1, N>};
 template <class A, int R, int N>
-__attribute__((noinline)) Index multiply_few(Product<A> product, Index rows) {
-  while (rows > 0) {
-    const Index done = rows >= R ? R : 1;
-    (done == R ? tile<A, R, N> : tile<A, 1, N>)(product, nullptr, -1);
-    product.a += done * product.a_row, product.c += done * product.c_row, product.before += done * product.before_row;
-    rows -= done;
-  }
-  return N * lanes<A>;
-}
-/// A product of few rows, as in decoding, without factors. Reading b is the limit, and it wants to be read as it lies: rows
-/// of 512 bytes whole gave 20 GB/s where halves of them gave 15 (one core of AMD Zen 4).
-template <class A>
-void multiply_few(const Product<A>& given, Index rows, Index columns) {
-  constexpr int wide = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
-  Product<A> product = given;
-  product.factor = ones<A>.value;
-  while (columns > 0) {
-    const Index done = columns >= wide * lanes<A>       ? multiply_few<A, 2, wide>(product, rows)
-                       : columns >= wide / 2 * lanes<A> ? multiply_few<A, 4, wide / 2>(product, rows)
-                                                        : multiply_few<A, 4, 1>(product, rows);
-    product.b += done, product.c += done, product.before += done;
-    columns -= done;
-  }
-}
+inline constexpr Tiles<A> few_tiles{R, N* lanes<A>, tile<A, R, N>, tile<A, 1, N>};
+inline constexpr int few_vectors = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
