@@ -18,7 +18,7 @@
 
 namespace attn::kernel::inline ATTN_BASELINE {
 
-/// Queries of one task. 96 or 192 read k and v too often (15, 5 %), 576 leave L2 (3 %).
+/// Queries of one task. 96 read k and v too often (15 %), 192 and 288 are equal, 576 leave L2 (3 %).
 inline constexpr Index most_task_rows = 384;
 /// Keys scored and weighed at a time. 32 read and write the output too often (3 %), 96 and 128 are equal.
 inline constexpr Index step_keys = 64;
