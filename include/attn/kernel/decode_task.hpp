@@ -1,9 +1,9 @@
 // Floor 2. Attention of few queries, as in decoding.
 //
 // With few queries the lanes of a panel would lie idle and reading the keys is the limit. So here lanes run along D, a
-// key/value head is read once for all query heads that share it, and the keys are cut into chunks of fixed size that
-// threads take one by one; the chunks' results are then joined in the order of the keys, so that neither the number of
-// threads nor anything else changes a bit. Memory traffic: every key and value once.
+// key/value head is read once for all query heads that share it, and the keys are cut into chunks, of a size that the shape
+// alone decides, that threads take one by one; the chunks' results are then joined in the order of the keys, so that neither
+// the number of threads nor anything else changes a bit. Memory traffic: every key and value once.
 #pragma once
 
 #include <algorithm>
