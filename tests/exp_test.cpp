@@ -12,6 +12,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 // The kernels' functions are inlined into callers of their own target only, so each gets a region like theirs.
@@ -190,43 +191,47 @@ class ExpOf : public testing::Test {};
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(ExpOf, Types);
 
-/// Both exps of each instruction set that this CPU has.
+/// Both exps of each instruction set that this CPU has, and what to call them.
 template <class A>
-std::vector<Function<A>> all_exps() {
-  std::vector<Function<A>> all;
-  for (const Isa isa : isas()) all.insert(all.end(), {exp_of<A>(isa), exp_of<A, false>(isa)});
+std::vector<std::pair<std::string, Function<A>>> all_exps() {
+  std::vector<std::pair<std::string, Function<A>>> all;
+  for (const Isa isa : isas()) {
+    all.emplace_back(isa_name(isa), exp_of<A>(isa));
+    all.emplace_back(std::string(isa_name(isa)) + ", not exact", exp_of<A, false>(isa));
+  }
   return all;
 }
 
 TYPED_TEST(ExpOf, ZeroIsOne) {
-  for (const auto exp : all_exps<TypeParam>()) {
-    EXPECT_EQ(one<TypeParam>(exp, 0), TypeParam{1});
-    EXPECT_EQ(one<TypeParam>(exp, -TypeParam{0}), TypeParam{1});
+  for (const auto& [name, exp] : all_exps<TypeParam>()) {
+    EXPECT_EQ(one<TypeParam>(exp, 0), TypeParam{1}) << name;
+    EXPECT_EQ(one<TypeParam>(exp, -TypeParam{0}), TypeParam{1}) << name;
   }
 }
 
 TYPED_TEST(ExpOf, FarBelowIsZero) {
   using A = TypeParam;
   const A end = std::is_same_v<A, float> ? A(-87.34) : A(-708.4);
-  for (const auto exp : all_exps<A>())
+  for (const auto& [name, exp] : all_exps<A>())
     for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(), attn::kernel::never<A>,
                       -std::numeric_limits<A>::infinity()}) {
       const A y = one<A>(exp, x);
-      EXPECT_TRUE(y == A{0} && !std::signbit(y)) << x << ": " << y;
+      EXPECT_TRUE(y == A{0} && !std::signbit(y)) << name << ", " << x << ": " << y;
     }
 }
 
 TYPED_TEST(ExpOf, NanStaysNan) {
   using A = TypeParam;
-  for (const auto exp : all_exps<A>())
+  for (const auto& [name, exp] : all_exps<A>())
     for (const A x : {std::numeric_limits<A>::quiet_NaN(), -std::numeric_limits<A>::quiet_NaN(), A(std::nan("12345"))})
-      EXPECT_TRUE(std::isnan(one<A>(exp, x)));
+      EXPECT_TRUE(std::isnan(one<A>(exp, x))) << name;
 }
 
 TYPED_TEST(ExpOf, NeverRisesAboveOneBelowZero) {  // so a weight is at most 1
   using A = TypeParam;
-  for (const auto exp : all_exps<A>())
-    for (A x = A(-1e-3); x != 0; x = std::nextafter(x * A(0.99), A(0))) ASSERT_LE(one<A>(exp, x), A{1}) << x;
+  for (const auto& [name, exp] : all_exps<A>())
+    for (A x = A(-1e-3); x != 0; x = std::nextafter(x * A(0.99), A(0)))
+      ASSERT_LE(one<A>(exp, x), A{1}) << name << ", " << x;
 }
 
 TEST(Exp, JustBelowMinus87IsZeroOrAsGood) {

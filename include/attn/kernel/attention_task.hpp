@@ -3,11 +3,11 @@
 // Scores are computed transposed: a panel of 3 vectors of queries lies across the lanes, keys run down; and so is the
 // output, elements of v running down. Then
 //   - both products are the same tile: its columns are queries, its rows are keys as they lie in k, or elements of v as
-//     they lie in v. No key or value is ever packed, and any D and Dv will do;
+//     they lie in v. No key or value needs packing, and any D and Dv will do;
 //   - the softmax needs no horizontal step: running maximum and sum are one vector per 16 queries;
 //   - p is stored as [key][query], which is how the tile wants it for p v.
-// Queries are turned once per task, and outputs once back. Memory traffic per task of up to 384 queries: k and v once
-// from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv) flops. At 4 bytes that is 1 byte in 192 flops: arithmetic,
+// Queries are turned once, and outputs once back. Memory traffic per block of up to 384 queries: k and v once from L2 or
+// L3, D + Dv elements per key for 2 * 384 * (D + Dv) flops. At 4 bytes that is 1 byte in 192 flops: arithmetic,
 // not memory, is the limit.
 #pragma once
 
@@ -18,8 +18,8 @@
 
 namespace attn::kernel::inline ATTN_BASELINE {
 
-/// Queries of one task. 96 read k and v too often (15 %), 192 and 288 are equal, 576 leave L2 (3 %).
-inline constexpr Index most_task_rows = 384;
+/// Queries of one block. 96 read k and v too often (15 %), 192 and 288 are equal, 576 leave L2 (3 %).
+inline constexpr Index most_block_rows = 384;
 /// Keys scored and weighed at a time. 32 read and write the output too often (3 %), 96 and 128 are equal.
 inline constexpr Index step_keys = 64;
 
@@ -133,7 +133,7 @@ struct StepRows {
   }
 };
 
-/// Attention of all heads, cut into tasks: up to 384 queries of one head against all its keys.
+/// Attention of all heads, cut into blocks, up to 384 queries of one head against all its keys, and those into tasks.
 template <class T>
 class AttentionTasks {
   using A = AccumulatorOf<T>;
@@ -142,8 +142,8 @@ class AttentionTasks {
  public:
   AttentionTasks(const AttentionProblem<T>& problem, const Rules<A>& rules_, const Kernels<T>& functions, Index threads)
       : p(problem), rules(rules_), f(functions), panel(f.panel()) {
-    // Panels are the same rows however many of them a task has, so this may depend on the number of threads.
-    panels = std::min(std::max<Index>(1, most_task_rows / panel), (p.S + panel - 1) / panel);
+    // Panels are the same rows however many of them a block has, so this may depend on the number of threads.
+    panels = std::min(std::max<Index>(1, most_block_rows / panel), (p.S + panel - 1) / panel);
     while (panels > 1 && p.B * p.H * p.S < 4 * threads * panels * panel) panels = (panels + 1) / 2;
     row_blocks = (p.S + panels * panel - 1) / (panels * panel);
     // A task is all queries that read one key/value head, or all of one head, so that keys and values are near for the
@@ -151,6 +151,7 @@ class AttentionTasks {
     heads = p.H / p.G, blocks = row_blocks;
     if (!even(p.B * p.G, threads)) heads = 1;
     if (!even(p.B * p.H / heads, threads)) blocks = 1;
+    // Rows of a page each are worth copying where several blocks read the copy (1 to 2 %).
     const auto copies = [&](Index stride) {
       return low || crowded<T>(stride) || (heads * blocks > 1 && stride * static_cast<Index>(sizeof(T)) >= 4096);
     };

@@ -10,7 +10,6 @@
 template <class T>
 inline constexpr Kernels<T> kernels{
     lanes<AccumulatorOf<T>>,
-    tile_rows,
     {panel_tiles<AccumulatorOf<T>, 1>, panel_tiles<AccumulatorOf<T>, 2>, panel_tiles<AccumulatorOf<T>, 3>},
     {few_tiles<AccumulatorOf<T>, 2, few_vectors>, few_tiles<AccumulatorOf<T>, 4, few_vectors / 2>,
      few_tiles<AccumulatorOf<T>, 4, 1>},

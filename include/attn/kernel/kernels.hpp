@@ -38,6 +38,12 @@ struct Product {
   const A* before;  // c itself, or what c starts from, or null; before_row 0: one row for all
   Index before_row;
   const A* factor;
+
+  void skip_rows(Index n) {
+    a += n * a_row;
+    c += n * c_row;
+    if (before != nullptr) before += n * before_row;
+  }
 };
 
 /// Memory that is wanted soon, in bytes: `rows` stretches of `size`.
@@ -92,7 +98,6 @@ struct Rules {
 template <class T, class A = AccumulatorOf<T>>
 struct Kernels {
   Index lanes;         ///< of a vector
-  Index tile_rows;     ///< of a tile
   Tiles<A> panels[3];  ///< of 1, 2, 3 vectors of columns
   Tiles<A> few[3];     ///< for products of few rows, the widest first, the last one vector wide
   void (*score_rows)(A* s, Index s_row, const A* q, Index rows, const A* k, Index k_row, Index keys, Index D, A scale);
@@ -105,8 +110,9 @@ struct Kernels {
   void (*load)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index n);
   void (*store)(T* to, Index to_row, const A* from, Index from_row, Index rows, Index n);
 
-  /// Queries, or outputs of a linear layer, side by side: the tile's columns, 3 vectors.
-  [[nodiscard]] Index panel() const { return 3 * lanes; }
+  /// Queries, or outputs of a linear layer, side by side: the columns of the tile that all is cut for; and its rows.
+  [[nodiscard]] Index panel() const { return panels[2].columns; }
+  [[nodiscard]] Index tile_rows() const { return panels[2].rows; }
   /// n rounded up to whole vectors.
   [[nodiscard]] Index padded(Index n) const { return (n + lanes - 1) / lanes * lanes; }
 };
@@ -166,9 +172,7 @@ void multiply(const Kernels<T>& f, Product<A> product, Index rows, Index columns
         wanted.row += wanted.stride;
         if (--wanted.rows > 0 && column > wanted.size) prefetch(wanted.row, wanted.size);
       }
-    product.a += done * product.a_row;
-    product.c += done * product.c_row;
-    if (product.before != nullptr) product.before += done * product.before_row;
+    product.skip_rows(done);
     rows -= done;
   }
 }
@@ -185,7 +189,7 @@ void multiply_few(const Kernels<T>& f, Product<A> product, Index rows, Index col
     for (Index left = rows, done = 0; left > 0; left -= done) {
       done = left >= tiles->rows ? tiles->rows : 1;
       (done > 1 ? tiles->whole : tiles->one)(part, nullptr, -1);
-      part.a += done * part.a_row, part.c += done * part.c_row, part.before += done * part.before_row;
+      part.skip_rows(done);
     }
     product.b += tiles->columns, product.c += tiles->columns, product.before += tiles->columns;
     columns -= tiles->columns;

@@ -29,7 +29,7 @@ class LinearTasks {
     const Index even = (row_blocks + threads - 1) / threads * threads;  // as many for each thread, if they stay large
     if (p.rows >= even * (most_rows - most_rows / 6)) row_blocks = even;
     block_rows = (p.rows + row_blocks - 1) / row_blocks;
-    block_rows = (block_rows + f.tile_rows - 1) / f.tile_rows * f.tile_rows;
+    block_rows = (block_rows + f.tile_rows() - 1) / f.tile_rows() * f.tile_rows();
     row_blocks = (p.rows + block_rows - 1) / block_rows;
     // Few large groups save copies of x, many small ones keep threads busy to the end: the fewest groups that give each
     // thread two tasks or more and leave less than 1 in 16 of the time idle.

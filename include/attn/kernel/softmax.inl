@@ -41,7 +41,7 @@ ATTN_INLINE Vec<float> exp(Vec<float> x) {
 #endif
   return zero_below(-87.F, x, y * from_bits<float>(bits<float>(shifted) << 23));
 }
-/// The same in double, for x in [-708, 709], by the Taylor series to the 13th power (error 4e-18).
+/// The same in double, always exact, for x in [-708, 709], by the Taylor series to the 13th power (error 4e-18).
 template <bool exact = true>
 ATTN_INLINE Vec<double> exp(Vec<double> x) {
   const Vec<double> shifted = opaque(x * 1.4426950408889634 + 6755399441056767.0);  // 1.5 * 2^52 + 1023

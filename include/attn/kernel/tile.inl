@@ -8,8 +8,7 @@ template <class A>
 inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
-/// loop. Each a is broadcast to N products, each b serves R. Meanwhile the lines from `next` on are asked for, one whenever
-/// the number of steps left has none of the bits of `mask`.
+/// loop. Each a is broadcast to N products, each b serves R. `next` and `mask` are told of at Tiles.
 template <class A, int R, int N>
 __attribute__((noinline)) void tile(const Product<A>& product, const char* next, Index mask) {
   const A *a[R], *b = product.b;
@@ -54,7 +53,7 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
   }
 }
 
-/// Of a panel; and of a product of few rows, whose tiles are wide: rows of 512 bytes read whole gave 20 GB/s where halves of
+/// The tiles of a panel; and of a product of few rows, whose tiles are wide: rows of 512 bytes read whole gave 20 GB/s where halves of
 /// them gave 15 (one core of AMD Zen 4).
 template <class A, int N>
 inline constexpr Tiles<A> panel_tiles{tile_rows, N* lanes<A>, tile<A, tile_rows, N>, tile<A, 1, N>};
