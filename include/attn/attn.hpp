@@ -3,6 +3,7 @@
 
 #include "version.hpp"
 #include "error.hpp"
+#include "math.hpp"
 
 #include "mask.hpp"
 #include "score.hpp"

@@ -1,0 +1,68 @@
+// Floor 0. Small arithmetic: rounding of counts, sizes that cannot overflow, and tests of numbers by their bits.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+
+#include "error.hpp"
+
+namespace attn::detail {
+
+/// How many groups of `group` hold n: n / group, rounded up.
+[[nodiscard]] constexpr Index ceil_div(Index n, Index group) { return (n + group - 1) / group; }
+/// n rounded up to a multiple of `multiple`.
+[[nodiscard]] constexpr Index round_up(Index n, Index multiple) { return ceil_div(n, multiple) * multiple; }
+
+/// The number of elements of a shape.
+/// Errors: a negative size, or elements that take more bytes than an Index can count.
+template <class T>
+constexpr Index checked_size(std::string_view function, std::string_view what, Shape shape) {
+  constexpr Index most = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(T));
+  Index elements = 1;
+  bool empty = false;
+  for (const Index size : shape) {
+    require(size >= 0, function, what, ", expected no negative size, got ", shape);
+    empty = empty || size == 0;
+  }
+  for (const Index size : shape) {
+    require(empty || elements <= most / size, function, what, ", expected a size that memory can hold, got ", shape);
+    elements = empty ? 0 : elements * size;
+  }
+  return elements;
+}
+
+// Comparisons by bits: -ffast-math (and -Ofast) may drop comparisons that only infinities or NaN would fail, also in
+// units compiled without it when the linker merges functions. Integer comparisons stay.
+
+/// The bits of a floating-point number.
+template <class A>
+[[nodiscard]] constexpr auto bits_of(A x) {
+  return __builtin_bit_cast(std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>, x);
+}
+/// The bits of |x|: as integers they are in the order of the numbers, infinity above all finite ones, NaN above that.
+template <class A>
+[[nodiscard]] constexpr auto magnitude_bits(A x) {
+  using Bits = decltype(bits_of(x));
+  return static_cast<Bits>(bits_of(x) & (static_cast<Bits>(~Bits{0}) >> 1));
+}
+template <class A>
+[[nodiscard]] constexpr bool is_nan(A x) {
+  return magnitude_bits(x) > bits_of(std::numeric_limits<A>::infinity());
+}
+template <class A>
+[[nodiscard]] constexpr bool is_finite(A x) {
+  return magnitude_bits(x) < bits_of(std::numeric_limits<A>::infinity());
+}
+/// Whether x is a finite number above 0.
+template <class A>
+[[nodiscard]] constexpr bool is_positive(A x) {
+  return bits_of(x) == magnitude_bits(x) && bits_of(x) != 0 && is_finite(x);
+}
+/// Whether x is a number from 0 to 1.
+[[nodiscard]] constexpr bool is_probability(double x) {
+  return magnitude_bits(x) == 0 || (bits_of(x) == magnitude_bits(x) && bits_of(x) <= bits_of(1.0));
+}
+
+}  // namespace attn::detail
