@@ -40,7 +40,7 @@ struct DropoutRule {
   std::uint64_t seed = 0;
   std::uint32_t call = 0;
   std::uint64_t threshold = 0;  ///< p * 2^32: an element is dropped when its random word is below
-  double scale = 1.0;           ///< 1 / (1 - p), or 0 where p = 1
+  double scale = 1.0;           ///< 1 / (the probability that the threshold keeps), or 0 where it keeps nothing
 
   DropoutRule() = default;
   /// p in [0,1], checked by the caller.
@@ -48,7 +48,9 @@ struct DropoutRule {
       : seed(seed_),
         call(call_),
         threshold(static_cast<std::uint64_t>(p * 4294967296.0)),
-        scale(p < 1.0 ? 1.0 / (1.0 - p) : 0.0) {}
+        scale(threshold < two_to_32 ? 4294967296.0 / static_cast<double>(two_to_32 - threshold) : 0.0) {}
+
+  static constexpr std::uint64_t two_to_32 = std::uint64_t{1} << 32;
 
   [[nodiscard]] constexpr bool active() const { return threshold > 0; }
   [[nodiscard]] constexpr std::array<std::uint32_t, 2> key() const { return philox_key(seed); }
