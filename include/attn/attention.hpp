@@ -141,10 +141,9 @@ template <Scalar X>
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
 template <class Stored>
-void run_attention(const kernel::AttentionProblem<Stored>& p,
+void run_attention(const kernel::AttentionProblem<Stored>& p, const kernel::Kernels<Stored>& kernels,
                    const kernel::Rules<kernel::AccumulatorOf<Stored>>& rules) {
   using A = kernel::AccumulatorOf<Stored>;
-  const auto& kernels = kernel::active_kernels<Stored>();
   const double work =
       static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
   const Workspace::Frame frame;
@@ -155,7 +154,10 @@ void run_attention(const kernel::AttentionProblem<Stored>& p,
     auto* const scratch = frame.take<A>(std::max(threads, 1) * tasks.scratch());
     for_each_task(tasks.count(), threads,
                   [&](Index task, int lane) { tasks.run(task, results, scratch + lane * tasks.scratch()); });
-    for (Index row = 0; row < p.B * p.H * p.S; ++row) tasks.join(row, results, scratch);
+    const Index rows = p.B * p.H * p.S;
+    const int joining = std::min(threads, lanes(rows, work / static_cast<double>(tasks.chunk_keys)));
+    for_each_task(rows, joining,
+                  [&](Index row, int lane) { tasks.join(row, results, scratch + lane * tasks.scratch()); });
   } else {
     const kernel::AttentionTasks<Stored> tasks(p, rules, kernels, current_executor().concurrency());
     const int threads = lanes(tasks.count(), work);
@@ -170,7 +172,9 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   if (n.B * n.H * n.S == 0) return;
-  run_attention(attention_problem(n, q, k, v, options, out), kernel::active_rules<Accumulator<X>>(mask, score));
+  const Isa isa = active_isa();
+  run_attention(attention_problem(n, q, k, v, options, out), kernel::kernels_of<kernel::Stored<X>>(isa),
+                kernel::rules_of<Accumulator<X>>(isa, mask, score));
 }
 
 }  // namespace attn::detail

@@ -85,7 +85,7 @@ class Dropout {
       return;
     }
     constexpr Index chunk = 1 << 14;  // divides 2^32, where rows end
-    const auto& kernels = kernel::active_kernels<kernel::Stored<T>>();
+    const auto& kernels = kernel::kernels_of<kernel::Stored<T>>(active_isa());
     const Index tasks = (size + chunk - 1) / chunk;
     const int lanes = detail::lanes(tasks, 10.0 * static_cast<double>(size));  // Philox is some 10 operations
     detail::for_each_task(tasks, lanes, [&](Index task, int) {

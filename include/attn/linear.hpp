@@ -171,7 +171,7 @@ class Linear {
                                                 x_row,
                                                 y_row};
     if (rows == 0) return;
-    const kernel::LinearTasks<Stored> tasks(problem, kernel::active_kernels<Stored>(),
+    const kernel::LinearTasks<Stored> tasks(problem, kernel::kernels_of<Stored>(active_isa()),
                                             current_executor().concurrency());
     const Workspace::Frame frame;
     const Index room = tasks.scratch();

@@ -4,7 +4,8 @@
 //     bool keep(Position) const;       may this query attend this key?
 //     Coverage cover(Block) const;     what of this block of scores does it keep: nothing, everything, or some?
 // `cover` is what makes a mask fast: blocks it calls empty are never computed nor read, blocks it calls full pay
-// nothing for it. A mask may also have `bias(Position)`, a number added to the score (AdditiveMask has), and
+// nothing for it. A mask may also have `bias(Position)`, a number added to every score that it keeps, in full blocks too
+// (AdditiveMask has it; -inf there means "never attend"). It may have
 // `check(function, batch, heads, queries, keys)`, which throws where the mask does not fit the call.
 // Masks that refer to data (Padding, KeepMask, AdditiveMask) are views: they hold a pointer to what you keep.
 #pragma once

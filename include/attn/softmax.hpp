@@ -48,7 +48,7 @@ class Softmax {
   static void run(const T* x, Index rows, Index columns, T* y) {
     const Index block = std::max<Index>(1, 4096 / columns);  // rows of one task: enough to be worth a thread's while
     const Index tasks = (rows + block - 1) / block;
-    const auto softmax_row = kernel::active_softmax_row<kernel::Stored<T>>();
+    const auto softmax_row = kernel::softmax_row_of<kernel::Stored<T>>(active_isa());
     const Workspace::Frame frame;
     const Index room = columns + 64;
     const int lanes = detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations

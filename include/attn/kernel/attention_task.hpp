@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <type_traits>
 
 #include "kernels.hpp"
@@ -22,6 +23,8 @@ namespace attn::kernel::inline ATTN_BASELINE {
 inline constexpr Index most_block_rows = 384;
 /// Keys scored and weighed at a time. 32 read and write the output too often (3 %), 96 and 128 are equal.
 inline constexpr Index step_keys = 64;
+/// Keys whose steps are summed up before they join the total: a single chain of steps over 2^20 keys would lose 5e-4.
+inline constexpr Index chunk_keys = 64 * step_keys;
 
 /// Dropout of weights p[key][row], `rows` of them in whole vectors, `first` the position of the first.
 template <class T, class A>
@@ -163,7 +166,7 @@ class AttentionTasks {
   [[nodiscard]] Index count() const { return p.B * p.H * row_blocks / (heads * blocks); }
   /// Scratch memory per thread, in accumulators.
   [[nodiscard]] Index scratch() const {
-    return panels * panel * (p.D + p.Dv + 2) + (step_keys + 3) * panel + turned_size() +
+    return panels * panel * (p.D + (p.Dv + 2) * (chunked() ? 2 : 1)) + (step_keys + 3) * panel + turned_size() +
            copied * step_keys * copied_row() + 2 * ends_size();
   }
   void run(Index task, A* scratch) const {
@@ -190,13 +193,14 @@ class AttentionTasks {
   /// The stride of copied rows: a line more than they need, or those of 512 bytes would share a few sets of L1 (1 to 2 %).
   static constexpr Index apart(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
   [[nodiscard]] Index steps() const { return (p.T_ + step_keys - 1) / step_keys; }
+  [[nodiscard]] bool chunked() const { return p.T_ > chunk_keys; }
   [[nodiscard]] Index copied_row() const { return (copies_k ? apart(p.D) : 0) + (copies_v ? apart(p.Dv) : 0); }
   [[nodiscard]] Index ends_size() const {
     return copied > 1 ? f.padded(copied * static_cast<Index>(sizeof(Index) / sizeof(A))) : 0;
   }
-  /// A panel's output, or its weights of a step, turned to rows of queries.
+  /// A panel's output, or its weights of a step, turned to rows of queries; or a sum and a factor of each query.
   [[nodiscard]] Index turned_size() const {
-    return panel * std::max(f.padded(p.Dv), p.weights != nullptr ? step_keys : 0);
+    return panel * std::max({Index{2}, f.padded(p.Dv), p.weights != nullptr ? step_keys : 0});
   }
 
   struct Task {
@@ -207,6 +211,8 @@ class AttentionTasks {
     const Index panel;
     Index b = 0, h = 0, first_row = 0, rows = 0;
     A *q, *y, *largest, *sum, *s, *old, *scale, *turned;  // q [panel][D][query], y [panel][Dv][query], s [key][query]
+    A *total_y, *total_largest,
+        *total_sum;  // of the chunks so far; y, largest and sum themselves where there is but one
     StepRows<T> k, v;
 
     Task(const AttentionTasks& tasks, A* scratch)
@@ -216,7 +222,13 @@ class AttentionTasks {
       y = q + queries * p.D;
       largest = y + queries * p.Dv;
       sum = largest + queries;
-      s = sum + queries;
+      total_y = y, total_largest = largest, total_sum = sum;
+      if (all.chunked()) {
+        total_y = sum + queries;
+        total_largest = total_y + queries * p.Dv;
+        total_sum = total_largest + queries;
+      }
+      s = total_sum + queries;
       old = s + (step_keys + 1) * panel;
       scale = old + panel;
       turned = scale + panel;
@@ -247,21 +259,43 @@ class AttentionTasks {
       rows = std::min(all.panels * panel, p.S - first_row);
       for (Index row = 0; row < rows; row += panel) {
         f.turn(q + row * p.D, panel, p.q.at(b, h, first_row + row), p.q.row, std::min(panel, rows - row), p.D);
-        for (Index i = 0; i < panel; ++i) largest[row + i] = never<A>, sum[row + i] = 0;
-        for (Index i = 0; i < panel * p.Dv; ++i) y[row * p.Dv + i] = 0;
+        clear(row, y, largest, sum);
+        if (all.chunked()) clear(row, total_y, total_largest, total_sum);
       }
       for (Index t = 0; t < p.T_; t += step_keys)
         for (Index row = 0; row < rows; row += panel) {
           Block block;
-          if (!scores(t, row, block)) continue;
-          softmax(row, block, old);
-          values(t, row, block);
+          if (scores(t, row, block)) {
+            softmax(row, block, largest + row, sum + row, old);
+            values(t, row, block, old);
+          }
+          if (all.chunked() && ((t + step_keys) % chunk_keys == 0 || t + step_keys >= p.T_)) join(row);
         }
-      finish();
-      if (p.weights != nullptr) write_weights();
+      for (Index row = 0; row < rows; row += panel) finish(row);
+    }
+
+    void clear(Index row, A* outputs, A* maxima, A* sums) const {
+      for (Index i = 0; i < panel; ++i) maxima[row + i] = never<A>, sums[row + i] = 0;
+      for (Index i = 0; i < panel * p.Dv; ++i) outputs[row * p.Dv + i] = 0;
+    }
+
+    /// Adds a chunk to the totals and begins the next one. Its maximum is a score like any other: a softmax of this one key
+    /// gives the factors of both.
+    void join(Index row) {
+      std::copy_n(largest + row, panel, s);
+      A* const unused = turned;
+      f.softmax_panel(s, 1, vectors(row), total_largest + row, unused, old);
+      for (Index i = 0; i < count(row); ++i) total_sum[row + i] = total_sum[row + i] * old[i] + sum[row + i] * s[i];
+      for (Index d = 0; d < p.Dv; ++d) {
+        A* const to = total_y + row * p.Dv + d * panel;
+        const A* const from = y + row * p.Dv + d * panel;
+        for (Index i = 0; i < count(row); ++i) to[i] = to[i] * old[i] + from[i] * s[i];
+      }
+      clear(row, y, largest, sum);
     }
 
     [[nodiscard]] Index count(Index row) const { return std::min(panel, rows - row); }
+    [[nodiscard]] Index vectors(Index row) const { return ceil_div(count(row), f.lanes); }
     [[nodiscard]] static Index keys(const Block& block) { return block.last.key - block.first.key + 1; }
 
     /// s = masked scores of the panel at `row` with the keys of the step at t that are worth it; false: with none.
@@ -277,18 +311,17 @@ class AttentionTasks {
       return true;
     }
 
-    /// Scores become weights, relative to the panel's largest scores so far; factor: what was summed before changes by.
-    void softmax(Index row, const Block& block, A* factor) {
-      const Index vectors = (count(row) + f.lanes - 1) / f.lanes;
-      f.softmax_panel(s, keys(block), vectors, largest + row, sum + row, factor);
+    /// Online softmax: s = exp(s - the rows' maxima so far), and factor what earlier sums and outputs are multiplied by.
+    void softmax(Index row, const Block& block, A* maxima, A* sums, A* factor) {
+      f.softmax_panel(s, keys(block), vectors(row), maxima, sums, factor);
       if (p.dropout.active())
-        drop_panel(f, s, panel, keys(block), vectors * f.lanes, p.dropout, block.first, b * p.H + h);
+        drop_panel(f, s, panel, keys(block), vectors(row) * f.lanes, p.dropout, block.first, b * p.H + h);
     }
 
-    /// y = y * old + v p, for the step's weights in s.
-    void values(Index t, Index row, const Block& block) {
+    /// y = y * factor + v p, for the step's weights p in s.
+    void values(Index t, Index row, const Block& block, const A* factor) {
       A* const to = y + row * p.Dv;
-      Product<A> product{nullptr, 1, 0, s, panel, keys(block), to, panel, to, panel, old};
+      Product<A> product{nullptr, 1, 0, s, panel, keys(block), to, panel, to, panel, factor};
       product.a = v.at(t, block.first.key, block.last.key, product.a_step);
       multiply(f, product, p.Dv, count(row), ahead(v, t, row));
     }
@@ -299,40 +332,65 @@ class AttentionTasks {
       return of.ahead(first, std::clamp<Index>(p.T_ - first, 0, share));
     }
 
-    /// y / sum, and log-sum-exp, into the caller's memory.
-    void finish() {
-      for (Index row = 0; row < rows; row += panel) {
-        for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
-        f.scale_rows(y + row * p.Dv, panel, p.Dv, panel, old);
-        T* const to = p.y.at(b, h, first_row + row);
-        bool written = false;
-        if constexpr (!low) {
-          written = p.Dv == f.padded(p.Dv);
-          if (written) f.turn_back(to, p.y.row, y + row * p.Dv, panel, p.Dv, count(row));
-        }
-        if (!written) {
-          f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));
-          f.store(to, p.y.row, turned, f.padded(p.Dv), count(row), p.Dv);
-        }
-        for (Index i = 0; i < count(row) && p.log_sum_exp != nullptr; ++i)
-          p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] = log_sum_exp(largest[row + i], sum[row + i]);
+    /// Writes what was asked for of a panel: y / sum, log-sum-exp, weights.
+    void finish(Index row) {
+      for (Index i = 0; i < panel; ++i) old[i] = inverse_of(total_sum[row + i]);
+      if (p.y.data != nullptr) {
+        A* const mean = total_y + row * p.Dv;
+        const bool finite = f.scale_rows(mean, panel, p.Dv, panel, old);
+        write_output(row, 0, count(row), mean);
+        if (!finite) average_again(row, mean);
       }
+      for (Index i = 0; i < count(row) && p.log_sum_exp != nullptr; ++i)
+        p.log_sum_exp[(b * p.H + h) * p.S + first_row + row + i] =
+            log_sum_exp(total_largest[row + i], total_sum[row + i]);
+      if (p.weights != nullptr) write_weights(row);
     }
 
-    /// The weights, by computing the scores again now that maximum and sum are known.
-    void write_weights() {
-      for (Index row = 0; row < rows; row += panel) {
-        T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
-        __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count(row) * p.T_) * sizeof(T));
-        for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
-        for (Index t = 0; t < p.T_; t += step_keys) {
-          Block block;
-          if (!scores(t, row, block)) continue;
-          softmax(row, block, turned);
-          f.scale_rows(s, panel, keys(block), panel, old);
-          f.turn_back(turned, step_keys, s, panel, keys(block), count(row));
-          f.store(to + block.first.key, p.T_, turned, step_keys, count(row), keys(block));
-        }
+    /// Rows of queries from the i-th of the panel on, out of means [Dv][query].
+    void write_output(Index row, Index i, Index n, const A* mean) {
+      T* const to = p.y.at(b, h, first_row + row + i);
+      if constexpr (!low) {
+        if (p.Dv == f.padded(p.Dv)) return f.turn_back(to, p.y.row, mean + i, panel, p.Dv, n);
+      }
+      f.turn_back(turned, f.padded(p.Dv), mean + i, panel, p.Dv, n);
+      f.store(to, p.y.row, turned, f.padded(p.Dv), n, p.Dv);
+    }
+
+    /// s = the attention weights of a step, now that maxima and sums are known and `old` holds the inverse sums; scores
+    /// are computed again. Returns false where the mask leaves no key.
+    bool weights(Index t, Index row, Block& block) {
+      if (!scores(t, row, block)) return false;
+      A *const unused_sum = turned, *const unused_factor = turned + panel;
+      softmax(row, block, total_largest + row, unused_sum, unused_factor);
+      f.scale_rows(s, panel, keys(block), panel, old);
+      return true;
+    }
+
+    /// Computes those queries of a panel again whose sums overflowed before they were divided, from weights that are
+    /// divided first: finite wherever the values are. NaN and infinite values come here too, and stay.
+    void average_again(Index row, const A* mean) {
+      std::uint64_t overflowed = 0;  // a bit for each query
+      for (Index d = 0; d < p.Dv; ++d)
+        for (Index i = 0; i < count(row); ++i)
+          if (!attn::detail::is_finite(mean[d * panel + i])) overflowed |= std::uint64_t{1} << i;
+      std::fill_n(y + row * p.Dv, panel * p.Dv, A{0});
+      for (Index t = 0; t < p.T_; t += step_keys) {
+        Block block;
+        if (weights(t, row, block)) values(t, row, block, ones<A>.value);
+      }
+      for (Index i = 0; i < count(row); ++i)
+        if ((overflowed >> i & 1) != 0) write_output(row, i, 1, y + row * p.Dv);
+    }
+
+    void write_weights(Index row) {
+      T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
+      __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count(row) * p.T_) * sizeof(T));
+      for (Index t = 0; t < p.T_; t += step_keys) {
+        Block block;
+        if (!weights(t, row, block)) continue;
+        f.turn_back(turned, step_keys, s, panel, keys(block), count(row));
+        f.store(to + block.first.key, p.T_, turned, step_keys, count(row), keys(block));
       }
     }
   };

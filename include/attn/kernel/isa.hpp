@@ -100,7 +100,8 @@ inline std::atomic<Isa>& chosen_isa() {
 /// Errors: ATTN_ISA names one that does not exist or that this CPU lacks.
 [[nodiscard]] inline Isa active_isa() { return detail::chosen_isa().load(std::memory_order_relaxed); }
 
-/// Uses another instruction set from the next call on, in all threads. Errors: this CPU lacks it.
+/// Uses another instruction set from the next call on, in all threads; a call that runs meanwhile keeps the one it began
+/// with (of a module, each of its layers does). Errors: this CPU lacks it.
 inline void set_active_isa(Isa isa) {
   static_cast<void>(detail::checked_isa("set_active_isa", "instruction set", isa_name(isa)));
   detail::chosen_isa().store(isa);

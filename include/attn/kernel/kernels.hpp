@@ -9,6 +9,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "../math.hpp"
 #include "problem.hpp"
 
 // What a unit compiled with -m flags makes of this code is another thing than what a unit without makes of it, and the
@@ -24,6 +25,9 @@
 #endif
 
 namespace attn::kernel::inline ATTN_BASELINE {
+
+using attn::detail::ceil_div;
+using attn::detail::round_up;
 
 /// A product: c(r, n) = before(r, n) * factor(n) + sum over i below depth of a(r, i) b(i, n); or, where there is no
 /// `before`, the sum times factor(n).
@@ -105,7 +109,7 @@ struct Kernels {
   A (*softmax_line)(A* line, Index keys, A& largest, A& sum);
   void (*turn)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index columns);
   void (*turn_back)(A* to, Index to_row, const A* from, Index from_row, Index rows, Index columns);
-  void (*scale_rows)(A* x, Index x_row, Index rows, Index n, const A* factor);
+  bool (*scale_rows)(A* x, Index x_row, Index rows, Index n, const A* factor);
   void (*dropout_factors)(A* factors, const DropoutRule& rule, DropoutPlace first, DropoutPlace step);
   void (*load)(A* to, Index to_row, const T* from, Index from_row, Index rows, Index n);
   void (*store)(T* to, Index to_row, const A* from, Index from_row, Index rows, Index n);

@@ -12,7 +12,7 @@ namespace attn::kernel::inline ATTN_BASELINE {
 ///   for each stretch of `depth` inputs:  its part of x, up to 384 KB, stays in L2, copied there where it needs to be
 ///     for each panel of the group:       its part of the weight, up to 96 KB, comes from memory once, ahead of time
 ///       for each tile:                   y += x w
-/// Sums run in the order of the inputs whatever the cut, so it may depend on the number of threads.
+/// Sums run stretch by stretch in the order of the inputs whatever the cut, so it may depend on the number of threads.
 template <class T>
 class LinearTasks {
   using A = AccumulatorOf<T>;
@@ -23,8 +23,9 @@ class LinearTasks {
 
  public:
   LinearTasks(const LinearProblem<T>& problem, const Kernels<T>& functions, Index threads) : p(problem), f(functions) {
-    const Index panels = (p.out + width - 1) / width, stretches = (p.in + most_depth - 1) / most_depth;
-    depth = !low && p.rows == 1 ? p.in : ((p.in + stretches - 1) / stretches + 7) / 8 * 8;
+    const Index panels = ceil_div(p.out, width);
+    // Of the inputs alone, so that a row's sums do not depend on how many rows there are.
+    depth = round_up(ceil_div(p.in, ceil_div(p.in, most_depth)), 8);
     row_blocks = (p.rows + most_rows - 1) / most_rows;
     const Index even = (row_blocks + threads - 1) / threads * threads;  // as many for each thread, if they stay large
     if (p.rows >= even * (most_rows - most_rows / 6)) row_blocks = even;
@@ -52,56 +53,66 @@ class LinearTasks {
     const Index first_row = task % row_blocks * block_rows;
     const Index rows = std::min(block_rows, p.rows - first_row);
     const Index first_panel = task / row_blocks * block_panels;
-    const Index last_panel = std::min(first_panel + block_panels, (p.out + width - 1) / width);
+    const Index panels = std::min(block_panels, ceil_div(p.out, width) - first_panel);
+    const Index stretches = ceil_div(p.in, depth);
     A* const packed_x = scratch;
     A* const sums = packed_x + block_rows * depth;  // of y, where its own memory cannot hold them
     [[maybe_unused]] A* const own_weight = sums + block_rows * width * block_panels;
+    // A single row needs no part of x kept near: panel by panel, the weight is read as it lies.
+    const bool by_panel = !low && p.rows == 1;
 
-    for (Index i = 0; i < p.in; i += depth) {
-      const Index inputs = std::min(depth, p.in - i);
-      const bool last = i + inputs == p.in;
-      const A* x = packed_x;
-      Index x_row = inputs;
-      if constexpr (!low) {
-        if (!crowded<T>(p.x_row)) x = p.x + first_row * p.x_row + i, x_row = p.x_row;
+    const A* x = packed_x;
+    Index x_row = 0;
+    for (Index n = 0; n < stretches * panels; ++n) {
+      const Index stretch = by_panel ? n % stretches : n / panels;
+      const Index panel = first_panel + (by_panel ? n / stretches : n % panels);
+      const Index i = stretch * depth, inputs = std::min(depth, p.in - i);
+      if (by_panel || panel == first_panel) x = rows_of_x(first_row, rows, i, inputs, packed_x, x_row);
+
+      const Index columns = std::min(width, p.out - panel * width);
+      const T* const stored = p.weight + (panel * p.in + i) * width;
+      const T* next = stored + (by_panel ? inputs : p.in) * width;
+      if (!by_panel && panel + 1 == first_panel + panels) next = p.weight + (first_panel * p.in + i + inputs) * width;
+      T* const y = p.y + first_row * p.y_row + panel * width;
+      A* to = sums + (low ? (panel - first_panel) * block_rows * width : 0);
+      Index to_row = width;
+      const A* weight = own_weight;
+      if constexpr (low) {
+        f.load(own_weight, width, stored, width, inputs, width);
+      } else {
+        weight = stored;
+        if (columns == width) to = y, to_row = p.y_row;
       }
-      if (x == packed_x) f.load(packed_x, inputs, p.x + first_row * p.x_row + i, p.x_row, rows, inputs);
+      alignas(64) A bias[width] = {};
+      if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
 
-      for (Index panel = first_panel; panel < last_panel; ++panel) {
-        const Index columns = std::min(width, p.out - panel * width);
-        const T* const stored = p.weight + (panel * p.in + i) * width;
-        const T* const next =
-            panel + 1 < last_panel ? stored + p.in * width : p.weight + (first_panel * p.in + i + inputs) * width;
-        T* const y = p.y + first_row * p.y_row + panel * width;
-        A* to = sums + (low ? (panel - first_panel) * block_rows * width : 0);
-        Index to_row = width;
-        const A* weight = own_weight;
-        if constexpr (low) {
-          f.load(own_weight, width, stored, width, inputs, width);
-        } else {
-          weight = stored;
-          if (columns == width)
-            to = y, to_row = p.y_row;
-          else if (i > 0)
-            f.load(to, width, y, p.y_row, rows, columns);
-        }
-        alignas(64) A bias[width] = {};
-        if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
-
-        Product<A> product{x, x_row, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
-        if (i == 0) product.before = bias, product.before_row = 0;
-        const Index passes = (columns + f.panel() - 1) / f.panel();
-        const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
-        for (Index pass = 0; pass < passes; ++pass) {
-          multiply(f, product, rows, columns - pass * f.panel(), next_panel);
-          product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
-        }
-        if (to != static_cast<void*>(y) && (!low || last)) f.store(y, p.y_row, to, width, rows, columns);
+      Product<A> product{x, x_row, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
+      if (i == 0) product.before = bias, product.before_row = 0;
+      const Index passes = ceil_div(columns, f.panel());
+      const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
+      for (Index pass = 0; pass < passes; ++pass) {
+        multiply(f, product, rows, columns - pass * f.panel(), next_panel);
+        product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
       }
+      if (to != static_cast<void*>(y) && i + inputs == p.in) f.store(y, p.y_row, to, width, rows, columns);
     }
   }
 
  private:
+  /// Rows of x from input i on, as they lie in memory or copied to `packed_x`; x_row becomes their distance.
+  const A* rows_of_x(Index first_row, Index rows, Index i, Index inputs, A* packed_x, Index& x_row) const {
+    const T* const x = p.x + first_row * p.x_row + i;
+    if constexpr (!low) {
+      if (rows == 1 || !crowded<T>(p.x_row)) {
+        x_row = p.x_row;
+        return x;
+      }
+    }
+    x_row = inputs;
+    f.load(packed_x, inputs, x, p.x_row, rows, inputs);
+    return packed_x;
+  }
+
   const LinearProblem<T>& p;
   const Kernels<T>& f;
   Index depth, block_rows, block_panels, row_blocks, panel_blocks;

@@ -105,24 +105,48 @@ struct RulesOf {
   }
 
  private:
-  /// The score function and the mask on n scores, each a row or a key further than the one before. Those past `last`
-  /// repeat its position: they are not used.
+  static constexpr bool scored = !std::is_same_v<F, NoScore>;
+
+  template <int row_step, int key_step>
+  static ATTN_INLINE Position place(Position first, std::int32_t i) {
+    return {first.batch, first.head, first.row + row_step * i, first.query + row_step * i, first.key + key_step * i};
+  }
+
+  /// The score function and the mask on n scores, each a row or a key further than the one before; those past `last` do
+  /// not exist. Where the mask keeps a score, the score function and the bias see its value and position; elsewhere they see
+  /// those of a kept one once more, so that the loop has no branch and becomes vectors.
   template <bool masked, int row_step, int key_step, int n>
   static ATTN_INLINE void apply(const Rules<A>& rules, A* s, std::int32_t last, Position first) {
     const M& mask = *static_cast<const M*>(rules.mask);
     const F& score = *static_cast<const F*>(rules.score);
-    A x[n];  // a local copy: a mask's or function's own memory cannot overlap it, so the loop becomes vectors
+    // A local copy: a mask's or function's own memory cannot overlap it. Aligned because g++ 12 with -march=x86-64-v4
+    // reads it with aligned loads wherever it puts it.
+    alignas(64) A x[n];
+    [[maybe_unused]] alignas(64) std::int32_t kept[n];
     __builtin_memcpy(x, s, sizeof x);
+    std::int32_t stand_in = last < n ? last : n - 1;
+    if constexpr (masked) {
+      for (std::int32_t i = 0; i < n; ++i) {
+        const bool keep = mask.keep(place<row_step, key_step>(first, i < last ? i : last));
+        kept[i] = keep & (i <= last);
+      }
+      if constexpr (scored || HasBias<M>) {
+        while (stand_in > 0 && kept[stand_in] == 0) --stand_in;
+        if (kept[stand_in] == 0) {
+          for (int i = 0; i < n; ++i) s[i] = never<A>;
+          return;
+        }
+      }
+    }
+    const A spare = x[stand_in];
     for (std::int32_t i = 0; i < n; ++i) {
-      const std::int32_t step = i < last ? i : last;
-      const Position at{first.batch, first.head, first.row + row_step * step, first.query + row_step * step,
-                        first.key + key_step * step};
-      A value = x[i];
-      if constexpr (!std::is_same_v<F, NoScore>) value = static_cast<A>(score(value, at));
+      const bool own = masked ? kept[i] != 0 : i <= last;
+      [[maybe_unused]] const Position at = place<row_step, key_step>(first, own ? i : stand_in);
+      A value = own ? x[i] : spare;
+      if constexpr (scored) value = static_cast<A>(score(value, at));
       if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
-      if constexpr (!std::is_same_v<F, NoScore> || HasBias<M>) value = live(value);
-      if constexpr (masked) value = mask.keep(at) ? value : never<A>;
-      x[i] = value;
+      if constexpr (scored || HasBias<M>) value = live(value);
+      x[i] = own ? value : never<A>;
     }
     __builtin_memcpy(s, x, sizeof x);
   }

@@ -111,10 +111,14 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
 
   const Vec<A> shift = shift_of<A>(splat(max));
   Vec<A> sums = {};
-  for (Index i = 0; i < end; i += step) {
-    const Vec<A> p = exp(load(scratch + i) - shift);
-    sums += p;
-    store(scratch + i, p);
+  for (Index i = 0; i < end;) {
+    Vec<A> part = {};  // summed by itself: one chain over a wide row would lose the small addends
+    for (const Index part_end = std::min(end, i + 64 * step); i < part_end; i += step) {
+      const Vec<A> p = exp(load(scratch + i) - shift);
+      part += p;
+      store(scratch + i, p);
+    }
+    sums += part;
   }
   const A sum = sum_of<A>(sums);
   const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // nothing live: 0, not NaN
@@ -140,7 +144,7 @@ void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) 
     }
     max = larger<A>(max, max2);
     const Vec<A> shift = shift_of<A>(max), factor = exp<false>(before - shift);
-    Vec<A> total = load(sum + n) * factor, total2 = {};
+    Vec<A> total = {}, total2 = {};  // of this step alone: adding key by key to the running sum loses small addends
     for (A* at = column; at < end; at += pair) {
       const Vec<A> p = exp<false>(load(at) - shift), p2 = exp<false>(load(at + stride) - shift);
       total += p;
@@ -149,7 +153,7 @@ void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) 
       store(at + stride, p2);
     }
     store(largest + n, max);
-    store(sum + n, total + total2);
+    store(sum + n, load(sum + n) * factor + (total + total2));
     store(old + n, factor);
   }
 }

@@ -88,10 +88,13 @@ namespace attn::kernel::avx512 {
 
 namespace attn::kernel::inline ATTN_BASELINE {
 
-/// The functions of the active instruction set: asked for once per public call.
+// A public call asks for the active instruction set once and hands it to the functions below: another thread may choose
+// another one meanwhile, and two sets in one call would not agree on the width of a panel.
+
+/// The functions of an instruction set.
 template <class T>
-[[nodiscard]] const Kernels<T>& active_kernels() {
-  switch (active_isa()) {
+[[nodiscard]] const Kernels<T>& kernels_of(Isa isa) {
+  switch (isa) {
 #if ATTN_X86_TARGETS
     case Isa::avx512:
       return avx512::kernels<T>;
@@ -105,8 +108,8 @@ template <class T>
 
 /// The softmax of a row: not in the table, which would compile it for everyone.
 template <class T>
-[[nodiscard]] auto active_softmax_row() -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
-  switch (active_isa()) {
+[[nodiscard]] auto softmax_row_of(Isa isa) -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+  switch (isa) {
 #if ATTN_X86_TARGETS
     case Isa::avx512:
       return avx512::softmax_row<T>;
@@ -118,19 +121,22 @@ template <class T>
   }
 }
 
-/// A mask and a score function for the active instruction set. They are referred to.
+/// Binds a mask and a score function to an instruction set. Holds references: both must outlive the result.
 template <class A, class M, class F>
-[[nodiscard]] Rules<A> active_rules(const M& mask, const F& score) {
+[[nodiscard]] Rules<A> rules_of(Isa isa, const M& mask, const F& score) {
+  const auto cover = [](const Rules<A>& rules, const Block& block) {
+    const Coverage coverage = static_cast<const M*>(rules.mask)->cover(block);
+    return HasBias<M> && coverage == Coverage::full ? Coverage::mixed : coverage;  // the bias remains to be added
+  };
   Rules<A> rules{&mask,
                  &score,
-                 [](const Rules<A>& r, const Block& block) { return static_cast<const M*>(r.mask)->cover(block); },
+                 cover,
                  baseline::RulesOf<A, M, F>::panel,
                  baseline::RulesOf<A, M, F>::line,
                  !std::is_same_v<F, NoScore>};
 #if ATTN_X86_TARGETS
-  if (active_isa() == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel, rules.line = avx2::RulesOf<A, M, F>::line;
-  if (active_isa() == Isa::avx512)
-    rules.panel = avx512::RulesOf<A, M, F>::panel, rules.line = avx512::RulesOf<A, M, F>::line;
+  if (isa == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel, rules.line = avx2::RulesOf<A, M, F>::line;
+  if (isa == Isa::avx512) rules.panel = avx512::RulesOf<A, M, F>::panel, rules.line = avx512::RulesOf<A, M, F>::line;
 #endif
   return rules;
 }

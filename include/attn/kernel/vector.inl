@@ -72,9 +72,12 @@ ATTN_INLINE Vec<float> load(const Half* from) {
   __builtin_memcpy(&low, from, sizeof low);
   const Bits<float> wide = __builtin_convertvector(low, Bits<float>);
   const Bits<float> sign = (wide & 0x8000) << 16, magnitude = (wide & 0x7FFF) << 13;
-  // The exponent is 112 too small; a product mends it for denormals too. Infinity and NaN keep all exponent bits.
-  const Bits<float> finite = bits<float>(from_bits<float>(magnitude) * splat(0x1p112F));
+  // The exponent is 112 too small. A subnormal becomes 2^-14 (1 + m), less 2^-14: no operand or result is subnormal, so
+  // that flush-to-zero, which -Ofast programs set, leaves it alone. Infinity and NaN keep all exponent bits.
+  const Bits<float> normal = magnitude + 0x38000000;
+  const Bits<float> subnormal = bits<float>(opaque(from_bits<float>(normal + 0x00800000)) - splat(0x1p-14F));
   const Bits<float> special = magnitude | 0x7F800000;
+  const Bits<float> finite = magnitude < 0x00800000 ? subnormal : normal;
   return from_bits<float>(sign | (magnitude >= 0x0F800000 ? special : finite));
 }
 ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
@@ -118,11 +121,23 @@ void convert_rows(To* to, Index to_row, const From* from, Index from_row, Index 
   for (; rows > 0; --rows, to += to_row, from += from_row) convert(to, from, n);
 }
 
-/// x[row][i] *= factor[i], n a multiple of `lanes`.
+/// x[row][i] *= factor[i], n a multiple of `lanes`. Returns whether all products are finite, judged by their bits.
 template <class A>
-void scale_rows(A* x, Index x_row, Index rows, Index n, const A* factor) {
+bool scale_rows(A* x, Index x_row, Index rows, Index n, const A* factor) {
+  const Bits<A> infinity = bits<A>(splat(std::numeric_limits<A>::infinity()));
+  const auto all_but_sign = reinterpret_cast<Bits<A>>(~typename Simd<A>::U{} >> 1);
+  Bits<A> largest = {};
   for (; rows > 0; --rows, x += x_row)
-    for (Index i = 0; i < n; i += lanes<A>) store(x + i, load(x + i) * load(factor + i));
+    for (Index i = 0; i < n; i += lanes<A>) {
+      const Vec<A> product = load(x + i) * load(factor + i);
+      store(x + i, product);
+      const Bits<A> magnitude = bits<A>(product) & all_but_sign;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+  const Bits<A> finite = largest < infinity;
+  bool all = true;
+  for (int i = 0; i < lanes<A>; ++i) all = all && finite[i] != 0;
+  return all;
 }
 
 // Transposition of a lanes x lanes block by perfect shuffles: log2(lanes) rounds, one shuffle per vector each.
