@@ -108,8 +108,9 @@ TEST(AttentionSums, ChunksOfKeysJoinUnderEveryMask) {  // more keys than are sum
     const Index back = at.row + n.T - n.S - at.key;
     return only_if(0 <= back && back < 300);
   });
-  expect_attention(random_inputs<double>(n, 23), [](Position at) { return at.key % 5000 < 40; }, NoScore{},
-                   [&](Position at) { return only_if(at.key % 5000 < 40); });
+  expect_attention(
+      random_inputs<double>(n, 23), [](Position at) { return at.key % 5000 < 40; }, NoScore{},
+      [&](Position at) { return only_if(at.key % 5000 < 40); });
 }
 
 // ---- Means --------------------------------------------------------------------------------------------------------

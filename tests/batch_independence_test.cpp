@@ -37,8 +37,7 @@ void expect_independent(Index S, Index G, const std::vector<Index>& lengths, con
   attn::AttentionOptions options;
   options.query_start = start;
   options.log_sum_exp = true;
-  const auto together =
-      scaled_dot_product_attention(in.q, in.k, in.v, mask & Padding(lengths), NoScore{}, options);
+  const auto together = scaled_dot_product_attention(in.q, in.k, in.v, mask & Padding(lengths), NoScore{}, options);
   options.query_start = {};
   for (Index b = 0; b < B; ++b) {
     const Index keys = lengths[static_cast<std::size_t>(b)];
@@ -57,8 +56,7 @@ TYPED_TEST_SUITE(BatchIndependence, Scalars);
 
 TYPED_TEST(BatchIndependence, OfDecodingWithCausalMask) {
   for (const Index S : {1, 3})
-    for (const Index G : {1, 3})
-      expect_independent<TypeParam>(S, G, {10, 2100, 255, 256, 257, 777, 33}, Causal{});
+    for (const Index G : {1, 3}) expect_independent<TypeParam>(S, G, {10, 2100, 255, 256, 257, 777, 33}, Causal{});
 }
 
 TYPED_TEST(BatchIndependence, OfDecodingInAWindow) {

@@ -321,4 +321,17 @@ TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that
   });
 }
 
+TEST(FastMath, SubnormalHalvesKeepTheirValue) {  // the program runs with flush-to-zero
+  on_all([] {
+    const Eigen::half tiny = from_bits<Eigen::half>(0x0346);  // 5e-5, below half's smallest normal number
+    for (const Index queries : {1, 30}) {
+      Tensor<Eigen::half, 4> q(1, 1, queries, 4), v(1, 1, 50, 4);
+      q.setConstant(Eigen::half(0.F));
+      v.setConstant(tiny);
+      const auto y = attn::scaled_dot_product_attention(q, v, v).output;
+      for (Index i = 0; i < y.size(); ++i) EXPECT_EQ(bits(y.data()[i]), bits(tiny));
+    }
+  });
+}
+
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -264,6 +265,31 @@ TEST(OnAllIsas, AModuleAndItsCacheMayChangeBetweenCalls) {  // weights and cache
     const auto y = module.forward(token, attn::Causal{}, cache);
     for (Index e = 0; e < 96; ++e) ASSERT_NEAR(y(0, 0, e), expected(0, s, e), 1e-5) << "token " << s;
   }
+}
+
+TEST(OnAllIsas, ACallKeepsTheOneItBeganWith) {  // two in one call would not agree on the width of a panel
+  if (attn::supported_isas().size() < 2) GTEST_SKIP() << "this CPU has but one";
+  const KeepIsa keep;
+  const auto q = random_tensor<float, 4>({1, 2, 60, 16}, 1), k = random_tensor<float, 4>({1, 2, 90, 16}, 2);
+  const auto score = [](float s, attn::Position at) { return s - 0.125F * at.distance(); };
+  const auto result = [&] { return attn::scaled_dot_product_attention(q, k, k, attn::Causal{}, score).output; };
+  std::vector<Tensor<float, 4>> expected;
+  for (const Isa isa : attn::supported_isas()) {
+    attn::set_active_isa(isa);
+    expected.push_back(result());
+  }
+  std::atomic<bool> stop{false};
+  std::thread switches([&] {
+    for (std::size_t i = 0; !stop; ++i) attn::set_active_isa(attn::supported_isas()[i % attn::supported_isas().size()]);
+  });
+  int unlike = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const auto y = result();
+    unlike += std::ranges::none_of(expected, [&](const auto& one) { return attn_test::same_bits(y, one); });
+  }
+  stop = true;
+  switches.join();
+  EXPECT_EQ(unlike, 0);
 }
 
 }  // namespace

@@ -44,6 +44,15 @@ TEST(DropoutRule, KeepsAnElementWhereItsWordIsNotBelowTheThreshold) {
   }
 }
 
+// What is kept times its scale is 1 on average, also where the threshold rounds p.
+TEST(DropoutRule, ScalesByWhatTheThresholdKeeps) {
+  for (const double p : {0.0, 0.1, 0.9999, 1 - 0x1p-20, 1 - 3 * 0x1p-33, 1 - 0x1p-34, 1 - 0x1p-50, 1.0}) {
+    const attn::DropoutRule rule(p, 1, 0);
+    const double kept = 1.0 - static_cast<double>(rule.threshold) * 0x1p-32;
+    EXPECT_NEAR(rule.scale * kept, kept > 0 ? 1.0 : 0.0, 1e-12) << p;
+  }
+}
+
 // 20000 elements, standard deviation of the rate at most 0.0036; five of them allowed.
 TEST(DropoutRule, DropsAtTheRateAskedFor) {
   for (const double p : {0.01, 0.1, 0.5, 0.9}) {

@@ -139,6 +139,18 @@ TEST(Softmax, NanStaysInItsRow) {
     }
 }
 
+TEST(Softmax, OfAWideRowSumsToOne) {  // a long tail of small weights behind a large one
+  for (const Index columns : {262144, 1048576}) {
+    Tensor<float, 2> x(1, columns);
+    x.setConstant(std::log(0.1F));
+    x(0, 0) = 0.F;
+    const auto y = Softmax<float>()(x);
+    double sum = 0;
+    for (Index c = 0; c < columns; ++c) sum += static_cast<double>(y(0, c));
+    EXPECT_NEAR(sum, 1.0, 1e-6) << columns;
+  }
+}
+
 TEST(Softmax, WritesIntoTheCallersMemoryAndInPlace) {
   auto x = random_tensor<float, 3>({2, 3, 19}, 5, 4.0);
   const Softmax<float> softmax;

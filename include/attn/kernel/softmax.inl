@@ -110,15 +110,18 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
   for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
 
   const Vec<A> shift = shift_of<A>(splat(max));
-  Vec<A> sums = {};
+  Vec<A> sums = {}, lost = {};  // Kahan's sum of parts: one chain over a wide row would lose the small addends
   for (Index i = 0; i < end;) {
-    Vec<A> part = {};  // summed by itself: one chain over a wide row would lose the small addends
+    Vec<A> part = {};
     for (const Index part_end = std::min(end, i + 64 * step); i < part_end; i += step) {
       const Vec<A> p = exp(load(scratch + i) - shift);
       part += p;
       store(scratch + i, p);
     }
-    sums += part;
+    part -= lost;
+    const Vec<A> next = opaque(sums + part);
+    lost = opaque(next - sums) - part;
+    sums = next;
   }
   const A sum = sum_of<A>(sums);
   const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // nothing live: 0, not NaN
