@@ -85,22 +85,20 @@ template <class A, class M, class F>
 struct RulesOf {
   static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
     constexpr int width = static_cast<int>(tile_columns<A>);
-    const auto last = static_cast<std::int32_t>(rows - 1);
     for (Index t = 0; t < keys; ++t, ++first.key) {
-      if (masked)
-        apply<true, 1, 0, width>(rules, s + t * width, last, first);
+      if (masked || rows < width)
+        some<1, 0, width>(rules, s + t * width, static_cast<std::int32_t>(rows), first, masked);
       else
-        apply<false, 1, 0, width>(rules, s + t * width, last, first);
+        all<1, 0, width>(rules, s + t * width, first);
     }
   }
   static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
     constexpr int width = lanes<A>;
     for (Index t = 0; t < keys; t += width, first.key += width) {
-      const auto last = static_cast<std::int32_t>(keys - 1 - t);
-      if (masked)
-        apply<true, 0, 1, width>(rules, s + t, last, first);
+      if (masked || keys - t < width)
+        some<0, 1, width>(rules, s + t, static_cast<std::int32_t>(keys - t), first, masked);
       else
-        apply<false, 0, 1, width>(rules, s + t, last, first);
+        all<0, 1, width>(rules, s + t, first);
     }
   }
 
@@ -111,43 +109,58 @@ struct RulesOf {
   static ATTN_INLINE Position place(Position first, std::int32_t i) {
     return {first.batch, first.head, first.row + row_step * i, first.query + row_step * i, first.key + key_step * i};
   }
+  static ATTN_INLINE A score_of(const Rules<A>& rules, A value, Position at) {
+    if constexpr (scored) value = static_cast<A>((*static_cast<const F*>(rules.score))(value, at));
+    return value;
+  }
 
-  /// The score function and the mask on n scores, each a row or a key further than the one before; those past `last` do
-  /// not exist. Where the mask keeps a score, the score function and the bias see its value and position; elsewhere they see
-  /// those of a kept one once more, so that the loop has no branch and becomes vectors.
-  template <bool masked, int row_step, int key_step, int n>
-  static ATTN_INLINE void apply(const Rules<A>& rules, A* s, std::int32_t last, Position first) {
-    const M& mask = *static_cast<const M*>(rules.mask);
-    const F& score = *static_cast<const F*>(rules.score);
-    // A local copy: a mask's or function's own memory cannot overlap it. Aligned because g++ 12 with -march=x86-64-v4
-    // reads it with aligned loads wherever it puts it.
+  // Each works on a local copy: memory of the mask's or the function's own cannot overlap it, so that loops become vectors.
+  // Aligned because g++ 12 with -march=x86-64-v4 reads it with aligned loads wherever it puts it.
+
+  /// The score function on n scores, each a row or a key further than the one before.
+  template <int row_step, int key_step, int n>
+  static ATTN_INLINE void all(const Rules<A>& rules, A* s, Position first) {
     alignas(64) A x[n];
-    [[maybe_unused]] alignas(64) std::int32_t kept[n];
     __builtin_memcpy(x, s, sizeof x);
-    std::int32_t stand_in = last < n ? last : n - 1;
-    if constexpr (masked) {
+    for (std::int32_t i = 0; i < n; ++i) x[i] = live(score_of(rules, x[i], place<row_step, key_step>(first, i)));
+    __builtin_memcpy(s, x, sizeof x);
+  }
+
+  /// The score function and the mask on those of n scores that exist, the first `count`. Where the mask keeps a score, the
+  /// score function and the bias see its value and position; elsewhere they see those of a kept one once more.
+  template <int row_step, int key_step, int n>
+  static ATTN_INLINE void some(const Rules<A>& rules, A* s, std::int32_t count, Position first, bool masked) {
+    const M& mask = *static_cast<const M*>(rules.mask);
+    alignas(64) A x[n];
+    alignas(64) std::int32_t kept[n];  // -1 or 0
+    const std::int32_t last = (count < n ? count : n) - 1;
+    __builtin_memcpy(x, s, sizeof x);
+    if (masked) {
       for (std::int32_t i = 0; i < n; ++i) {
         const bool keep = mask.keep(place<row_step, key_step>(first, i < last ? i : last));
-        kept[i] = keep & (i <= last);
+        kept[i] = keep & (i <= last) ? -1 : 0;
       }
-      if constexpr (scored || HasBias<M>) {
-        while (stand_in > 0 && kept[stand_in] == 0) --stand_in;
-        if (kept[stand_in] == 0) {
-          for (int i = 0; i < n; ++i) s[i] = never<A>;
-          return;
-        }
+    } else {
+      for (std::int32_t i = 0; i < n; ++i) kept[i] = i <= last ? -1 : 0;
+    }
+    if constexpr (scored || HasBias<M>) {
+      std::int32_t stand_in = last;
+      while (stand_in > 0 && kept[stand_in] == 0) --stand_in;
+      if (kept[stand_in] == 0) {
+        for (int i = 0; i < n; ++i) s[i] = never<A>;
+        return;
+      }
+      const A spare = x[stand_in];
+      alignas(64) A real[n];  // not x: g++ would store into it through a mask, and the next loop would wait for that
+      for (std::int32_t i = 0; i < n; ++i) real[i] = kept[i] != 0 ? x[i] : spare;
+      for (std::int32_t i = 0; i < n; ++i) {
+        const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));
+        A value = score_of(rules, real[i], at);
+        if constexpr (HasBias<M>) value += static_cast<A>(mask.bias(at));
+        x[i] = live(value);
       }
     }
-    const A spare = x[stand_in];
-    for (std::int32_t i = 0; i < n; ++i) {
-      const bool own = masked ? kept[i] != 0 : i <= last;
-      [[maybe_unused]] const Position at = place<row_step, key_step>(first, own ? i : stand_in);
-      A value = own ? x[i] : spare;
-      if constexpr (scored) value = static_cast<A>(score(value, at));
-      if constexpr (masked && HasBias<M>) value += static_cast<A>(mask.bias(at));
-      if constexpr (scored || HasBias<M>) value = live(value);
-      x[i] = own ? value : never<A>;
-    }
+    for (std::int32_t i = 0; i < n; ++i) x[i] = kept[i] != 0 ? x[i] : never<A>;
     __builtin_memcpy(s, x, sizeof x);
   }
 };
