@@ -162,8 +162,12 @@ class ThreadPool final : public Executor {
     ticket_ += ticket(1, 0);  // a job that another thread has under way keeps its lanes
     ticket_.notify_all();
     for (std::thread& thread : threads_) {
-      const bool can_end = thread.get_id() != std::this_thread::get_id() && in_own_process();
-      can_end ? thread.join() : thread.detach();
+      if (!in_own_process())
+        ::new (static_cast<void*>(&thread)) std::thread;  // forgets an id that a thread of the child may have by now
+      else if (thread.get_id() == std::this_thread::get_id())
+        thread.detach();  // its lane has called exit()
+      else
+        thread.join();
     }
     std::vector<std::thread>().swap(threads_);
   }
@@ -244,8 +248,8 @@ class EigenExecutor final : public Executor {
       error.guard([&] { lane(i); });
       if (left.fetch_sub(1) == 1) left.notify_all();
     };
-    for (int i = 1; i < count; ++i) {
-      const bool scheduled = detail::FirstError().guard([&] { pool.Schedule([&run_lane, i] { run_lane(i); }); });
+    for (int i = 1; i < count; ++i) {  // a copy of run_lane each, which outlives this call
+      const bool scheduled = detail::FirstError().guard([&] { pool.Schedule([run_lane, i] { run_lane(i); }); });
       if (!scheduled) run_lane(i);
     }
     run_lane(0);
