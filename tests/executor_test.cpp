@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -14,6 +15,7 @@
 #endif
 
 #if __has_include(<sys/wait.h>) && __has_include(<unistd.h>)
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #define ATTN_TEST_CAN_FORK 1
@@ -65,16 +67,16 @@ void expect_every_lane_once(Executor& executor) {
 // ---- The default pool. First in this file: the children must find it not yet started. ----
 
 #ifdef ATTN_TEST_CAN_FORK
-/// What default_executor() makes of ATTN_NUM_THREADS in a fresh process: its concurrency, or the error.
-std::string default_executor_with(const char* value) {
+/// The text that `speak` returns, or the text of the error it throws, in a process of its own. Empty if that one crashes.
+template <class Speak>
+std::string in_a_child(const Speak& speak) {
   std::array<int, 2> ends{};
   if (pipe(ends.data()) != 0) return "no pipe";
   const pid_t child = fork();
   if (child == 0) {
-    value != nullptr ? setenv("ATTN_NUM_THREADS", value, 1) : unsetenv("ATTN_NUM_THREADS");
     std::string text;
     try {
-      text = std::to_string(attn::default_executor().concurrency());
+      text = speak();
     } catch (const attn::Error& error) {
       text = error.what();
     }
@@ -90,6 +92,14 @@ std::string default_executor_with(const char* value) {
   return text;
 }
 
+/// What default_executor() makes of ATTN_NUM_THREADS in a fresh process: its concurrency, or the error.
+std::string default_executor_with(const char* value) {
+  return in_a_child([&] {
+    value != nullptr ? setenv("ATTN_NUM_THREADS", value, 1) : unsetenv("ATTN_NUM_THREADS");
+    return std::to_string(attn::default_executor().concurrency());
+  });
+}
+
 TEST(DefaultExecutor, HasAsManyThreadsAsTheEnvironmentSays) {
   EXPECT_EQ(default_executor_with("1"), "1");
   EXPECT_EQ(default_executor_with("3"), "3");
@@ -101,6 +111,100 @@ TEST(DefaultExecutor, HasAsManyThreadsAsTheEnvironmentSays) {
 TEST(DefaultExecutor, RefusesAnEnvironmentThatIsNoPositiveNumber) {
   for (const char* value : {"0", "-2", "two", "3x", " 3", "2.5", "99999999999999999999"})
     EXPECT_TRUE(attn_test::reads(default_executor_with(value), {"[attn::default_executor] ATTN_NUM_THREADS", "positive", "got ", value}));
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool can_limit_memory = false;  // sanitizers reserve terabytes
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr bool can_limit_memory = false;
+#else
+constexpr bool can_limit_memory = true;
+#endif
+#else
+constexpr bool can_limit_memory = true;
+#endif
+
+/// Leaves 100 MB of addresses to this process: enough for a dozen stacks of threads.
+bool limit_memory() {
+  std::ifstream statm("/proc/self/statm");
+  rlim_t pages = 0;
+  if (!can_limit_memory || !(statm >> pages)) return false;
+  const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + 100'000'000;
+  const rlimit limit{bytes, bytes};
+  return setrlimit(RLIMIT_AS, &limit) == 0;
+}
+
+/// How many of 200 threads executor() has in a process where the system refuses most, once all lanes have run on it.
+template <class GetExecutor>
+int concurrency_where_threads_are_refused(const GetExecutor& executor) {
+  const std::string text = in_a_child([&]() -> std::string {
+    if (!limit_memory()) return "no limit";
+    Executor& limited = executor();
+    expect_every_lane_once(limited);
+    return std::to_string(testing::Test::HasFailure() ? -1 : limited.concurrency());
+  });
+  return text == "no limit" ? 0 : text.empty() ? -2 : std::stoi(text);
+}
+
+TEST(ThreadPool, KeepsTheThreadsThatTheSystemGrants) {
+  const int threads = concurrency_where_threads_are_refused([]() -> Executor& {
+    static ThreadPool pool(200);
+    return pool;
+  });
+  if (threads == 0) GTEST_SKIP() << "memory cannot be limited here";
+  EXPECT_GE(threads, 2);
+  EXPECT_LT(threads, 200);
+}
+
+TEST(DefaultExecutor, KeepsTheThreadsThatTheSystemGrants) {
+  const int threads = concurrency_where_threads_are_refused([]() -> Executor& {
+    setenv("ATTN_NUM_THREADS", "200", 1);
+    return attn::default_executor();
+  });
+  if (threads == 0) GTEST_SKIP() << "memory cannot be limited here";
+  EXPECT_GE(threads, 2);
+  EXPECT_LT(threads, 200);
+}
+
+/// What a process of its own gives to exit() in `run`; 0 if run returns, -1 if it crashes or takes a minute.
+template <class Run>
+int exit_code_of(const Run& run) {
+  std::fflush(stdout);  // or the child would print it once more
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    run();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(DefaultExecutor, AnyLaneMayExitTheProcess) {
+  for (const int bad : {0, 1, 2, 3}) {
+    const auto run = [&] {
+      setenv("ATTN_NUM_THREADS", "4", 1);
+      std::atomic<int> inside{0};
+      const auto lane = [&](int i) {
+        for (++inside; inside < 4;) std::this_thread::yield();  // all four threads are in a lane
+        if (i == bad) std::exit(42);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      };
+      attn::default_executor().parallel_for(4, lane);
+    };
+    EXPECT_EQ(exit_code_of(run), 42);
+  }
+}
+
+TEST(DefaultExecutor, AForkedProcessComputesAndExits) {
+  expect_every_lane_once(attn::default_executor());  // its threads run, but not in the child
+  const auto run = [] {
+    expect_every_lane_once(attn::default_executor());
+    std::exit(testing::Test::HasFailure() ? 1 : 42);
+  };
+  EXPECT_EQ(exit_code_of(run), 42);
 }
 #endif
 
@@ -213,6 +317,150 @@ TEST(UsersExecutor, RunsEveryLaneOnce) {
   expect_every_lane_once(backwards);
 }
 
+// ---- Lanes that throw ----
+
+/// Eigen's pool, but every second call of Schedule throws, as where memory has run out.
+class RefusingPool final : public Eigen::ThreadPoolInterface {
+ public:
+  void Schedule(std::function<void()> task) override {
+    if (++calls_ % 2 == 0) throw std::bad_alloc();
+    pool_.Schedule(std::move(task));
+  }
+  [[nodiscard]] int NumThreads() const override { return pool_.NumThreads(); }
+  [[nodiscard]] int CurrentThreadId() const override { return pool_.CurrentThreadId(); }
+
+ private:
+  Eigen::ThreadPool pool_{3};
+  std::atomic<int> calls_{0};
+};
+
+/// Calls check(executor) for each kind that attn has.
+template <class Check>
+void on_each_kind(const Check& check) {
+  SerialExecutor serial;
+  ThreadPool one(1), three(3);
+  Eigen::ThreadPool threads(3);
+  attn::EigenExecutor eigen(threads);
+  RefusingPool refusing_threads;
+  attn::EigenExecutor refusing(refusing_threads);
+  const std::pair<const char*, Executor*> kinds[] = {{"SerialExecutor", &serial},
+                                                     {"ThreadPool of one", &one},
+                                                     {"ThreadPool of three", &three},
+                                                     {"EigenExecutor", &eigen},
+                                                     {"EigenExecutor whose pool refuses", &refusing},
+                                                     {"default_executor", &attn::default_executor()}};
+  for (const auto& [name, executor] : kinds) {
+    SCOPED_TRACE(name);
+    check(*executor);
+  }
+}
+
+/// Every lane of `count` runs, though those throw that `throws` names, and one of their exceptions arrives.
+template <class Throws>
+void expect_all_run_and_one_arrives(Executor& executor, int count, const Throws& throws) {
+  std::vector<std::atomic<int>> times(static_cast<std::size_t>(count));
+  const auto lane = [&](int i) {
+    ++times[static_cast<std::size_t>(i)];
+    if (throws(i)) throw std::runtime_error(std::to_string(i));
+  };
+  try {
+    executor.parallel_for(count, lane);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const std::runtime_error& error) {
+    EXPECT_TRUE(throws(std::stoi(error.what())));
+  }
+  for (const auto& n : times) EXPECT_EQ(n.load(), 1);
+}
+
+TEST(EachExecutor, AThrowingLaneReachesTheCallerAfterAllHaveRun) {
+  on_each_kind([](Executor& executor) {
+    for (const int count : {1, 2, 3, 4, 50})
+      for (const int bad : {0, count / 2, count - 1}) {
+        expect_all_run_and_one_arrives(executor, count, [=](int i) { return i == bad; });
+        expect_every_lane_once(executor);  // it works as before
+      }
+  });
+}
+
+TEST(EachExecutor, OneOfManyExceptionsArrives) {
+  on_each_kind([](Executor& executor) {
+    for (int repeat = 0; repeat < 20; ++repeat)
+      expect_all_run_and_one_arrives(executor, 50, [](int i) { return i % 3 == 1; });
+    expect_all_run_and_one_arrives(executor, 50, [](int) { return true; });
+  });
+}
+
+TEST(EachExecutor, AnExceptionPassesThroughNestedCalls) {
+  on_each_kind([](Executor& executor) {
+    std::atomic<int> ran{0};
+    const auto inner = [&](int i) {
+      ++ran;
+      if (i == 2) throw std::logic_error("inner");
+    };
+    const auto outer = [&](int) { executor.parallel_for(5, inner); };
+    EXPECT_THROW(executor.parallel_for(7, outer), std::logic_error);
+    EXPECT_EQ(ran, 35);
+    expect_every_lane_once(executor);
+  });
+}
+
+TEST(EachExecutor, ExceptionsReachTheCallersTheyBelongTo) {
+  on_each_kind([](Executor& executor) {
+    std::atomic<int> strangers{0};
+    std::vector<std::thread> callers;
+    for (int self = 0; self < 4; ++self)
+      callers.emplace_back([&, self] {
+        const auto lane = [&](int i) {
+          if (i == 3) throw self;
+        };
+        for (int job = 0; job < 50; ++job) {
+          try {
+            executor.parallel_for(6, lane);
+            ++strangers;
+          } catch (int caller) {
+            strangers += caller == self ? 0 : 1;
+          }
+        }
+      });
+    for (std::thread& caller : callers) caller.join();
+    EXPECT_EQ(strangers, 0);
+  });
+}
+
+/// Whether `count` lanes of the executor are all on their way at once, within ten seconds.
+bool runs_at_once(Executor& executor, int count) {
+  std::atomic<int> inside{0};
+  const auto lane = [&](int) {
+    ++inside;
+    for (int i = 0; i < 10000 && inside < count; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  const auto start = std::chrono::steady_clock::now();
+  executor.parallel_for(count, lane);
+  return std::chrono::steady_clock::now() - start < std::chrono::seconds(9);
+}
+
+TEST(ThreadPool, StaysParallelAfterALaneHasThrown) {
+  ThreadPool pool(3);
+  for (const int bad : {0, 1, 2}) {
+    expect_all_run_and_one_arrives(pool, 3, [=](int i) { return i == bad; });
+    EXPECT_TRUE(runs_at_once(pool, 3));
+  }
+}
+
+TEST(EigenExecutor, RunsOnTheCallerWhatScheduleRefuses) {
+  RefusingPool threads;
+  attn::EigenExecutor executor(threads);
+  expect_every_lane_once(executor);
+  const auto module = attn::Softmax<float>();
+  const auto x = random_tensor<float, 2>({512, 512}, 1);
+  SerialExecutor serial;
+  const auto on = [&](Executor& chosen) {
+    const UseExecutor use(chosen);
+    return module(x);
+  };
+  EXPECT_TRUE(same_bits(on(executor), on(serial)));
+}
+
 // ---- Which executor a call runs on ----
 
 TEST(UseExecutor, HoldsForItsScopeAndNests) {
@@ -266,6 +514,19 @@ TEST(Lanes, AreAsManyAsTheWorkIsWorth) {
   EXPECT_EQ(attn::detail::lanes(100, 1e12), 3);
   EXPECT_EQ(attn::detail::lanes(2, 1e12), 2);
   EXPECT_EQ(attn::detail::lanes(100, 0.0), 1);
+}
+
+TEST(Lanes, OfAVastExecutorAreBoundedByTheWork) {
+  struct Vast final : Executor {
+    Vast() : Executor(std::numeric_limits<int>::max()) {}
+    void parallel_for(int count, LaneFunction lane) override {
+      for (int i = 0; i < count; ++i) lane(i);
+    }
+  } vast;
+  const UseExecutor use(vast);
+  EXPECT_EQ(attn::detail::lanes(100, 1e300), 100);
+  EXPECT_EQ(attn::detail::lanes(Index{1} << 40, 3e5), 4);
+  EXPECT_LE(attn::detail::lanes(Index{1} << 40, 1e300), 1 << 20);
 }
 
 TEST(ForEachTask, RunsEveryTaskOnceOnALaneOfItsOwn) {

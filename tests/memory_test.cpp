@@ -154,6 +154,48 @@ TEST(Workspace, EachThreadHasItsOwn) {
   EXPECT_NE(elsewhere, &Workspace::current());
 }
 
+/// Takes memory from nested frames when its thread ends, and says what the thread's workspace then holds.
+struct TakesAtTheEnd {
+  std::size_t* inside;
+  std::size_t* afterwards;
+  ~TakesAtTheEnd() {
+    {
+      Workspace::Frame outer;
+      char* mine = outer.take<char>(5000);
+      std::memset(mine, 1, 5000);
+      {
+        Workspace::Frame inner;
+        std::memset(inner.take<char>(100000), 2, 100000);
+      }
+      EXPECT_TRUE(is_aligned(mine) && std::count(mine, mine + 5000, 1) == 5000);
+      *inside = Workspace::current().capacity();
+    }
+    *afterwards = Workspace::current().capacity();
+  }
+};
+
+TEST(Workspace, ServesADestructorThatRunsAfterItsThreadsOwn) {
+  std::size_t inside = 0, afterwards = 1;
+  std::thread([&] {
+    thread_local const TakesAtTheEnd object{&inside, &afterwards};  // made before the workspace, so destroyed after it
+    (void)Workspace::Frame().take<char>(1000);
+  }).join();
+  EXPECT_GE(inside, 105000U);
+#if !defined(__MINGW32__)  // there it is kept until the next destructor of the thread
+  EXPECT_EQ(afterwards, 0U);
+#endif
+}
+
+TEST(Workspace, ServesADestructorThatRunsBeforeItsThreadsOwn) {
+  std::size_t inside = 0, afterwards = 0;
+  std::thread([&] {
+    (void)Workspace::Frame().take<char>(1000);
+    thread_local const TakesAtTheEnd object{&inside, &afterwards};
+  }).join();
+  EXPECT_GE(inside, 105000U);
+  EXPECT_EQ(afterwards, inside);
+}
+
 // ---- Zero allocation in steady state, into a caller's tensor ----
 
 TEST(SteadyState, LinearSoftmaxAndDropoutAllocateNothing) {

@@ -8,6 +8,8 @@
 #include "mask.hpp"
 #include "score.hpp"
 #include "philox.hpp"
+#include "float_environment.hpp"
+#include "waitable_word.hpp"
 
 #include "kernel/isa.hpp"
 #include "kernel/problem.hpp"

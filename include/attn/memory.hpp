@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__MINGW32__) && defined(__GLIBCXX__)
+#include <bits/gthr.h>
+#endif
 
 #include "error.hpp"
 
@@ -76,7 +79,8 @@ template <class T>
 using AlignedVector = std::vector<T, detail::AlignedAllocator<T>>;
 
 /// Scratch memory, kept between calls so that steady state allocates nothing. Each thread that calls attn has one; it
-/// grows to what the largest call needed and is freed with the thread, or by `Workspace::current().release()`.
+/// grows to what the largest call needed and is freed with the thread, or by `Workspace::current().release()`. Calls from
+/// destructors of thread_local and static objects find it too: it is then freed with the outermost frame.
 class Workspace {
   // Followed by the memory. A list, since vectors of vectors cost every program more than a hundred functions.
   struct alignas(cache_line) Block {
@@ -86,14 +90,10 @@ class Workspace {
 
  public:
   /// The calling thread's workspace.
-  static Workspace& current() {
-    thread_local Workspace workspace;
-    return workspace;
-  }
+  static Workspace& current();
 
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  ~Workspace() { release(); }
 
   /// Frees all memory. Must not be called while an attn function of this thread runs.
   void release() {
@@ -120,6 +120,7 @@ class Workspace {
     ~Frame() {
       home_.block_ = block_;
       home_.used_ = used_;
+      if (home_.ended_ && block_ == nullptr) home_.release();
     }
 
     /// Room for n objects, aligned to 64 bytes (a cache line, the widest vector), not set.
@@ -136,7 +137,14 @@ class Workspace {
   };
 
  private:
-  Workspace() = default;
+  // No destructor: a thread_local object that has one must not be used once it is destroyed.
+  constexpr Workspace() = default;
+
+  /// Frees what is kept between calls, once the thread ends. A frame is still open where a task has called exit().
+  void end() {
+    ended_ = true;
+    if (block_ == nullptr) release();
+  }
 
   void* take(std::size_t bytes) {
     if (block_ == nullptr && first_ != nullptr && first_->next != nullptr) {
@@ -162,6 +170,43 @@ class Workspace {
   Block* first_ = nullptr;
   Block* block_ = nullptr;  // the one in use; none where nothing is taken
   std::size_t used_ = 0;
+  bool ended_ = false;  // the thread destroys its thread_local objects, or has done so
 };
+
+#if defined(__MINGW32__) && defined(__GLIBCXX__)
+
+// MinGW's g++ frees the memory of thread_local objects before it calls their destructors. A key of the threads library has
+// a value of its own, and its destructor is called again where another one has set the value anew.
+inline Workspace& Workspace::current() {
+  static const __gthread_key_t key = [] {
+    __gthread_key_t made;
+    if (__gthread_key_create(&made, [](void* own) {
+          static_cast<Workspace*>(own)->end();
+          delete static_cast<Workspace*>(own);
+        }) != 0)
+      throw std::bad_alloc();
+    return made;
+  }();
+  void* own = __gthread_getspecific(key);
+  if (own == nullptr) {
+    std::unique_ptr<Workspace> made(new Workspace);
+    if (__gthread_setspecific(key, made.get()) != 0) throw std::bad_alloc();
+    own = made.release();
+  }
+  return *static_cast<Workspace*>(own);
+}
+
+#else
+
+inline Workspace& Workspace::current() {
+  thread_local constinit Workspace workspace;
+  struct End {
+    ~End() { workspace.end(); }
+  };
+  thread_local const End end;
+  return workspace;
+}
+
+#endif
 
 }  // namespace attn
