@@ -305,10 +305,12 @@ class AttentionTasks {
         for (Index i = 0; i < panel; ++i) old[i] = inverse_of(sum[row + i]);
         f.scale_rows(y + row * p.Dv, panel, p.Dv, panel, old);
         T* const to = p.y.at(b, h, first_row + row);
-        bool written = false;
+        bool written = p.y.data == nullptr;  // not asked for
         if constexpr (!low) {
-          written = p.Dv == f.padded(p.Dv);
-          if (written) f.turn_back(to, p.y.row, y + row * p.Dv, panel, p.Dv, count(row));
+          if (!written && p.Dv == f.padded(p.Dv)) {
+            f.turn_back(to, p.y.row, y + row * p.Dv, panel, p.Dv, count(row));
+            written = true;
+          }
         }
         if (!written) {
           f.turn_back(turned, f.padded(p.Dv), y + row * p.Dv, panel, p.Dv, count(row));

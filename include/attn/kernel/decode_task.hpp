@@ -127,7 +127,7 @@ class DecodeTasks {
                  1, Dv);
     const A inverse = inverse_of(sum);
     for (Index i = 0; i < Dv; ++i) y[i] *= inverse;
-    f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);
+    if (p.y.data != nullptr) f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);
     if (p.log_sum_exp != nullptr) p.log_sum_exp[row] = log_sum_exp(largest, sum);
   }
 
