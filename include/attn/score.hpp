@@ -152,7 +152,7 @@ class Chain {
 
   template <class A>
   constexpr A operator()(A score, Position at) const {
-    std::apply([&](const auto&... function) { ((score = function(score, at)), ...); }, functions_);
+    std::apply([&](const auto&... function) { ((score = static_cast<A>(function(score, at))), ...); }, functions_);
     return score;
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
