@@ -187,6 +187,36 @@ struct Stripes {
   }
 };
 
+bool even_keys(Position at) { return at.key % 2 == 0; }
+bool not_seventh(Position at) noexcept { return at.key % 7 != 0; }
+
+TEST(AttentionMask, APlainFunctionIsAMask) {
+  const Sizes n{.B = 2, .H = 4, .G = 2, .S = 11, .T = 30, .D = 7, .Dv = 4};
+  const auto in = random_inputs<float>(n, 1200);
+  const auto even = [](Position at) { return only_if(at.key % 2 == 0); };
+  expect_attention(in, even_keys, NoScore{}, even);
+  expect_attention(in, &even_keys, NoScore{}, even);
+  expect_attention(in, attn::Predicate{even_keys}, NoScore{}, even);
+}
+
+TEST(AttentionMask, PlainFunctionsAreJoined) {
+  const Sizes n{.B = 1, .H = 2, .G = 2, .S = 30, .T = 30, .D = 7, .Dv = 4};
+  const auto in = random_inputs<float>(n, 1300);
+  const auto causal = [](Position at) { return only_if(at.key % 2 == 0 && at.key <= at.row); };
+  expect_attention(in, even_keys & attn::Causal{}, NoScore{}, causal);
+  expect_attention(in, attn::Causal{} & even_keys, NoScore{}, causal);
+  expect_attention(in, attn::all_of(even_keys, not_seventh), NoScore{},
+                   [](Position at) { return only_if(at.key % 2 == 0 && at.key % 7 != 0); });
+}
+
+TEST(AttentionMask, AModuleTakesAPlainFunction) {
+  attn::LlamaAttention<float> module(12, 3);
+  module.eval();
+  const auto x = random_tensor<float, 3>({2, 9, 12}, 1400);
+  const auto lambda = [](Position at) { return even_keys(at); };
+  EXPECT_TRUE(same_bits(module.forward(x, even_keys), module.forward(x, lambda)));
+}
+
 TEST(AttentionMask, a_mask_whose_cover_differs_by_head) {
   unsigned seed = 1100;
   for (const Sizes& n : many_sizes())

@@ -106,4 +106,26 @@ TEST(AttentionScore, chain_and_mask) {
   }
 }
 
+float halved(float score, Position) { return 0.5F * score; }
+double nearer(double score, Position at) noexcept { return score - 0.01 * static_cast<double>(at.distance()); }
+
+TEST(AttentionScore, APlainFunctionIsAScoreFunction) {
+  const Sizes n{.B = 2, .H = 4, .G = 2, .S = 11, .T = 30, .D = 7, .Dv = 4};
+  const auto in = random_inputs<float>(n, 3900);
+  const auto half = [](double x, Position) { return 0.5 * x; };
+  expect_attention(in, NoMask{}, halved, keep_all, half);
+  expect_attention(in, NoMask{}, &halved, keep_all, half);
+  expect_attention(in, NoMask{}, attn::Chain{halved, nearer}, keep_all,
+                   [](double x, Position at) { return 0.5 * x - 0.01 * static_cast<double>(at.query - at.key); });
+  expect_attention(cast<double>(in), NoMask{}, nearer, keep_all,
+                   [](double x, Position at) { return x - 0.01 * static_cast<double>(at.query - at.key); });
+}
+
+TEST(AttentionScore, TheReferenceTakesAPlainFunction) {
+  const Sizes n{.B = 1, .H = 1, .G = 1, .S = 3, .T = 5, .D = 7, .Dv = 4};
+  const auto in = random_inputs<float>(n, 3950);
+  const auto lambda = [](float x, Position at) { return halved(x, at); };
+  EXPECT_TRUE(same_bits(by_reference(in, NoMask{}, halved, {}).output, by_reference(in, NoMask{}, lambda, {}).output));
+}
+
 }  // namespace

@@ -209,6 +209,58 @@ TEST_F(AttentionForms, outputs_struct_writes_what_it_has_room_for) {
   expect_close("weights", weights, oracle, &Answer::weights);
 }
 
+/// Outputs of one attention, of which each may be asked for by itself.
+template <class T>
+struct Parts {
+  Tensor<T, 4> output, weights;
+  Tensor<attn::Accumulator<T>, 3> log_sum_exp;
+
+  explicit Parts(const Sizes& n)
+      : output(filled<T, 4>({n.B, n.H, n.S, n.Dv}, T(42))),
+        weights(filled<T, 4>(n.scores(), T(42))),
+        log_sum_exp(filled<attn::Accumulator<T>, 3>({n.B, n.H, n.S}, 42)) {}
+  /// The parts that the bits of `which` name.
+  [[nodiscard]] AttentionOutputs<T> views(unsigned which) {
+    AttentionOutputs<T> out;
+    if ((which & 1U) != 0) out.output = output;
+    if ((which & 2U) != 0) out.log_sum_exp = log_sum_exp;
+    if ((which & 4U) != 0) out.weights = weights;
+    return out;
+  }
+};
+
+template <class T>
+void expect_each_part_alone(const Sizes& n) {
+  SCOPED_TRACE(testing::Message() << n);
+  const auto in = random_inputs<T>(n, 21);
+  Parts<T> all(n), untouched(n);
+  scaled_dot_product_attention_into(all.views(7), in.q, in.k, in.v, Causal{});
+  const bool few = n.S <= 4;  // another kernel where no weights are asked for
+  for (const unsigned which : {0U, 2U, 4U, 6U}) {
+    Parts<T> some(n), by_formula(n);
+    scaled_dot_product_attention_into(some.views(which), in.q, in.k, in.v, Causal{});
+    attn::reference::scaled_dot_product_attention_into<T>(by_formula.views(which), in.q, in.k, in.v, Causal{}, NoScore{}, {});
+    for (const Parts<T>* got : {&some, &by_formula}) {
+      const bool bits = got == &some && !(few && which == 2);
+      const Parts<T>& of_log = (which & 2U) != 0 ? all : untouched;
+      const Parts<T>& of_weights = (which & 4U) != 0 ? all : untouched;
+      EXPECT_TRUE(same_bits(got->output, untouched.output)) << which;
+      EXPECT_LE(difference(got->log_sum_exp, of_log.log_sum_exp).largest, bits ? 0.0 : 4e-6) << which;
+      EXPECT_LE(difference(got->weights, of_weights.weights).largest, bits ? 0.0 : 4e-3) << which;
+    }
+  }
+}
+
+TEST(AttentionParts, EachIsWrittenAloneAsWithTheOthers) {
+  for (const Sizes& n : {usual, Sizes{.B = 2, .H = 4, .G = 2, .S = 1, .T = 700, .D = 16, .Dv = 16},
+                         Sizes{.B = 1, .H = 2, .G = 1, .S = 130, .T = 90, .D = 8, .Dv = 16},
+                         Sizes{.B = 1, .H = 2, .G = 1, .S = 3, .T = 0, .D = 8, .Dv = 5}}) {
+    expect_each_part_alone<float>(n);
+    expect_each_part_alone<double>(n);
+    expect_each_part_alone<Eigen::half>(n);
+  }
+}
+
 TEST_F(AttentionForms, empty_results_of_every_kind) {
   for (const Sizes& m : {Sizes{.B = 0, .H = 2, .G = 1, .S = 3, .T = 3, .D = 4, .Dv = 2},
                          Sizes{.B = 2, .H = 2, .G = 1, .S = 0, .T = 3, .D = 4, .Dv = 2},
@@ -309,6 +361,28 @@ TEST(AttentionStrides, gaps_are_neither_read_nor_written) {
     const auto oracle = ask_oracle(in, plain_causal(n), same_score, {});
     expect_close("output", got, oracle, &Answer::output);
     EXPECT_EQ(std::count(y.memory.begin(), y.memory.end(), sentinel), std::ssize(y.memory)) << "written into a gap";
+  }
+}
+
+TEST(AttentionStrides, QueriesKeysValuesAndOutputInterleaveInOneBuffer) {
+  for (const Index S : {3, 200}) {
+    constexpr Index B = 2, H = 4, D = 12, E = H * D;
+    auto buffer = random_tensor<float, 3>({B, S, 4 * E}, 22);
+    const auto part = [&](Index i) {
+      return attn::split_heads(View<float, 3>(buffer.data() + i * E, {B, S, E}, {S * 4 * E, 4 * E, 1}), H);
+    };
+    const auto packed = [&](const View<float, 4>& x) {
+      Tensor<float, 4> y(B, H, S, D);
+      for (Index b = 0; b < B; ++b)
+        for (Index h = 0; h < H; ++h)
+          for (Index s = 0; s < S; ++s)
+            for (Index d = 0; d < D; ++d) y(b, h, s, d) = x(b, h, s, d);
+      return y;
+    };
+    const auto q = packed(part(0)), k = packed(part(1)), v = packed(part(2));
+    scaled_dot_product_attention_into(part(3), part(0), part(1), part(2), Causal{});
+    EXPECT_TRUE(same_bits(packed(part(0)), q) && same_bits(packed(part(1)), k) && same_bits(packed(part(2)), v));
+    EXPECT_LT(difference(packed(part(3)), scaled_dot_product_attention(q, k, v, Causal{}).output).largest, 1e-6);
   }
 }
 

@@ -96,10 +96,14 @@ TEST_F(BadInput, output_of_another_shape) {
   out.output = other;
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [2,4,3,8]"}));
 }
-TEST_F(BadInput, no_output) {
+TEST_F(BadInput, OutputTensorWithoutMemory) {
+  Tensor<float, 4> none;
+  EXPECT_TRUE(reads(error_of([&] { attn::scaled_dot_product_attention_into(none, q, k, v); }),
+                    {fn, "output", "expected [2,4,3,6]", "got [0,0,0,0]"}));
   AttentionOutputs<float> out = all();
-  out.output = {};
-  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [0,0,0,0]"}));
+  Tensor<float, 4> no_batch(0, 4, 3, 6);
+  out.output = no_batch;
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [0,4,3,6]"}));
 }
 TEST_F(BadInput, log_sum_exp_of_another_shape) {
   Tensor<float, 3> other(2, 4, 5);
@@ -143,6 +147,74 @@ TEST_F(BadInput, more_than_two_to_the_30_queries_keys_or_heads) {
   EXPECT_TRUE(
       reads(refusal_into(out, view(many, 3, 8), view(1, 5, 8), view(1, 5, 6)), {fn, "expected at most 2^30 queries"}));
 }
+TEST_F(BadInput, MoreElementsThanMemoryCanHold) {
+  constexpr Index many = Index{1} << 30;
+  const auto repeated = [&](Index heads, Index rows, Index size) {  // one row for all
+    return View<const float, 4>(q.data(), {1, heads, rows, size}, {0, 0, 0, 1});
+  };
+  const auto result = [](const auto& q_, const auto& k_, const auto& v_, bool with_weights) {
+    AttentionOptions options;
+    options.weights = with_weights;
+    return error_of([&] { static_cast<void>(attn::scaled_dot_product_attention(q_, k_, v_, NoMask{}, NoScore{}, options)); });
+  };
+  EXPECT_TRUE(reads(result(repeated(many, many, 4), repeated(1, 5, 4), repeated(1, 5, 8), false),
+                    {"[attn::Tensor] shape", "memory can hold", "got [1,1073741824,1073741824,8]"}));
+  EXPECT_TRUE(reads(result(repeated(2, many, 8), repeated(1, many, 8), repeated(1, many, 0), true),
+                    {"[attn::Tensor] shape", "memory can hold", "got [1,2,1073741824,1073741824]"}));
+}
+TEST_F(BadInput, OutputsNotAskedForAreStillCounted) {
+  AttentionOutputs<float> out;
+  out.log_sum_exp = log_sum_exp;
+  const View<const float, 4> v_wide(v.data(), {2, 2, 0, (Index{1} << 30) + 1}), k_none(k.data(), {2, 2, 0, 8});
+  EXPECT_TRUE(reads(refusal_into(out, q, k_none, v_wide), {fn, "head sizes", "at most 2^30", "v [2,2,0,1073741825]"}));
+}
+
+// ---- Memory -----------------------------------------------------------------------------------------------------
+
+TEST_F(BadInput, OutputThatReachesAnElementTwice) {
+  AttentionOutputs<float> out = all();
+  out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 0, 6, 1});
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "each element once", "got [72,0,6,1]"}));
+  out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 5, 1});  // rows that run into each other
+  EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "each element once", "got [72,18,5,1]"}));
+}
+TEST_F(BadInput, OutputThatSharesMemoryWithAnInput) {
+  Tensor<float, 4> k6(2, 2, 5, 6), q6(2, 4, 3, 6);
+  k6.setConstant(42.F), q6.setConstant(42.F);
+  const auto shares = [&](const View<float, 4>& y, const View<const float, 4>& q_, std::string_view what) {
+    const AttentionOutputs<float> out{y, {}, {}};
+    return reads(refusal_into(out, q_, k6, v), {fn, "output", "memory of its own", "also ", what});
+  };
+  EXPECT_TRUE(shares(q6, q6, "q"));
+  EXPECT_TRUE(shares(View<float, 4>(v.data(), {2, 2, 3, 6}), View<const float, 4>(output.data(), {2, 2, 3, 6}), "v"));
+  EXPECT_TRUE(shares(View<float, 4>(k6.data(), {2, 2, 3, 6}), View<const float, 4>(output.data(), {2, 2, 3, 6}), "k"));
+  EXPECT_TRUE(shares(View<float, 4>(k6.data() + 59, {2, 2, 1, 6}), View<const float, 4>(output.data(), {2, 2, 1, 6}), "k"));
+  EXPECT_TRUE(untouched(k6) && untouched(q6));
+}
+TEST_F(BadInput, OutputsThatShareMemoryWithEachOther) {
+  std::vector<float> memory(500, 42.F);
+  const View<float, 4> y(memory.data(), {2, 4, 3, 6});  // 144 elements
+  const auto refused = [&](const AttentionOutputs<float>& out, std::string_view what, std::string_view other) {
+    return reads(refusal_into(out, q, k, v), {fn, what, "memory of its own", "also ", other});
+  };
+  EXPECT_TRUE(refused({y, View<float, 3>(memory.data() + 143, {2, 4, 3}), {}}, "log_sum_exp", "output"));
+  EXPECT_TRUE(refused({y, log_sum_exp, View<float, 4>(memory.data() + 100, {2, 4, 3, 5})}, "weights", "output"));
+  EXPECT_TRUE(refused({output, View<float, 3>(memory.data() + 20, {2, 4, 3}), View<float, 4>(memory.data(), {2, 4, 3, 5})},
+                      "weights", "log_sum_exp"));
+  EXPECT_TRUE(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 42.F; }));
+  const AttentionOutputs<float> beside{y, View<float, 3>(memory.data() + 144, {2, 4, 3}),
+                                       View<float, 4>(memory.data() + 168, {2, 4, 3, 5})};
+  attn::scaled_dot_product_attention_into(beside, q, k, v);
+  EXPECT_EQ(memory[288], 42.F);
+}
+TEST_F(BadInput, ReferenceRefusesTheSameMemory) {
+  const View<float, 4> onto_v(v.data(), {2, 4, 1, 6});
+  const auto text = error_of([&] {
+    attn::reference::scaled_dot_product_attention_into<float>({onto_v, {}, {}}, View<const float, 4>(q.data(), {2, 4, 1, 8}), k, v,
+                                                              NoMask{}, NoScore{}, {});
+  });
+  EXPECT_TRUE(reads(text, {fn, "output", "memory of its own", "also v"}));
+}
 TEST_F(BadInput, heads_that_do_not_divide_the_last_dimension) {
   Tensor<float, 3> x(2, 7, 48);
   EXPECT_TRUE(reads(error_of([&] { static_cast<void>(attn::split_heads(x, 5)); }),
@@ -177,6 +249,20 @@ TEST_F(BadInput, scale_that_is_not_finite) {
     options.scale = scale;
     EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options), {fn, "scale", "expected a finite number", "got "}));
   }
+}
+TEST_F(BadInput, ScaleThatScoresCannotHold) {
+  const double most = std::numeric_limits<float>::max();
+  AttentionOptions options;
+  for (const double scale : {1e300, -1e300, std::nextafter(most, infinity)}) {
+    options.scale = scale;
+    EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options), {fn, "scale", "expected a finite number", "got "}));
+  }
+  options.scale = most;
+  EXPECT_NO_THROW(static_cast<void>(attn::scaled_dot_product_attention(q, k, v, NoMask{}, NoScore{}, options)));
+}
+TEST(BadScale, DoubleScoresHoldWhatFloatScoresCannot) {
+  const auto x = filled<double, 4>({1, 1, 2, 3}, 0.0);
+  EXPECT_NO_THROW(static_cast<void>(attn::scaled_dot_product_attention(x, x, x, NoMask{}, NoScore{}, {.scale = 1e300})));
 }
 TEST_F(BadInput, query_start_of_another_length) {
   const std::array<Index, 3> start{1, 2, 3};

@@ -1,5 +1,7 @@
 #include "module_support.hpp"
 
+#include <clocale>
+
 namespace {
 
 /// The text of the error with these parts.
@@ -33,6 +35,27 @@ TEST(Error, NumbersReadWell) {
   EXPECT_EQ(text_of(attn::Index{-7}), "[attn::fn] -7");
   EXPECT_EQ(text_of(attn_test::infinity), "[attn::fn] inf");
   EXPECT_NE(text_of(attn_test::not_a_number).find("nan"), std::string::npos);
+  EXPECT_EQ(text_of(1e300), "[attn::fn] 1e+300");
+  EXPECT_EQ(text_of(123456.0), "[attn::fn] 123456");
+}
+
+TEST(Error, NumbersHaveAsFewDigitsAsTellThemApart) {
+  EXPECT_EQ(text_of(0.1), "[attn::fn] 0.1");
+  EXPECT_EQ(text_of(0.1F), "[attn::fn] 0.1");
+  EXPECT_EQ(text_of(double{0.1F}), "[attn::fn] 0.10000000149011612");
+  EXPECT_EQ(text_of(1.000000001), "[attn::fn] 1.000000001");
+  EXPECT_EQ(text_of(16777215.F), "[attn::fn] 16777215");
+  for (const double x : {1.0 / 3.0, -0x1.fffffffffffffp1023, 5e-324, std::nextafter(1.0, 2.0)})
+    EXPECT_EQ(std::strtod(text_of(x).c_str() + std::string_view("[attn::fn] ").size(), nullptr), x);
+}
+
+TEST(Error, NumbersReadTheSameInEveryLanguage) {
+  const std::string before = std::setlocale(LC_NUMERIC, nullptr);
+  for (const char* name : {"de_DE.UTF-8", "fr_FR.UTF-8", "C.UTF-8"}) {  // those that this machine has
+    std::setlocale(LC_NUMERIC, name);
+    EXPECT_EQ(text_of(-2.5), "[attn::fn] -2.5") << name;
+  }
+  std::setlocale(LC_NUMERIC, before.c_str());
 }
 
 }  // namespace

@@ -321,7 +321,7 @@ TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that
   });
 }
 
-TEST(FastMath, SubnormalHalvesKeepTheirValue) {  // the program runs with flush-to-zero
+TEST(FastMathConversions, SubnormalHalvesKeepTheirValue) {  // the program runs with flush-to-zero
   on_all([] {
     const Eigen::half tiny = from_bits<Eigen::half>(0x0346);  // 5e-5, below half's smallest normal number
     for (const Index queries : {1, 30}) {
@@ -332,6 +332,111 @@ TEST(FastMath, SubnormalHalvesKeepTheirValue) {  // the program runs with flush-
       for (Index i = 0; i < y.size(); ++i) EXPECT_EQ(bits(y.data()[i]), bits(tiny));
     }
   });
+}
+
+// ---- Checks -----------------------------------------------------------------------------------------------------
+
+template <class Call>
+bool refuses(const Call& call) {
+  try {
+    call();
+  } catch (const attn::Error&) {
+    return true;
+  }
+  return false;
+}
+
+TEST(FastMathChecks, DropoutThatIsNoProbabilityIsRefused) {
+  const Problem<float> p(2, 3);
+  for (const double bad : {nan<double>(), -nan<double>(), minus_infinity<double>(), -minus_infinity<double>(), -0.1, 1.5})
+    EXPECT_TRUE(refuses([&] {
+      (void)attn::scaled_dot_product_attention(p.q, p.k, p.v, attn::NoMask{}, attn::NoScore{}, {.dropout = bad});
+    })) << bits(bad);
+}
+
+template <class T>
+bool refuses_scale(double scale) {
+  const Problem<T> p(2, 3);
+  return refuses([&] {
+    (void)attn::scaled_dot_product_attention(p.q, p.k, p.v, attn::NoMask{}, attn::NoScore{}, {.scale = scale});
+  });
+}
+TEST(FastMathChecks, ScaleThatIsNotFiniteIsRefused) {
+  for (const double bad : {nan<double>(), minus_infinity<double>(), -minus_infinity<double>()})
+    EXPECT_TRUE(refuses_scale<float>(bad) && refuses_scale<double>(bad) && refuses_scale<Eigen::half>(bad)) << bits(bad);
+  EXPECT_TRUE(refuses_scale<float>(1e300));
+  EXPECT_FALSE(refuses_scale<double>(1e300));
+}
+
+TEST(FastMathChecks, SoftCapThatIsNoPositiveNumberIsRefused) {
+  for (const float bad : {nan<float>(), minus_infinity<float>(), -minus_infinity<float>(), 0.F, -1.F})
+    EXPECT_TRUE(refuses([&] { (void)attn::SoftCap(bad); })) << bits(bad);
+  EXPECT_FALSE(refuses([] { (void)attn::SoftCap(1e-30F); }));
+}
+
+// ---- Score functions and the reference ----------------------------------------------------------------------------
+
+TEST(FastMathScores, SoftCapLeavesNanAndBoundsInfinity) {
+  const attn::SoftCap cap(from_bits<float>(bits(3.F)));
+  EXPECT_TRUE(is_nan(cap(nan<float>(), {})) && is_nan(cap(nan<double>(), {})));
+  EXPECT_NEAR(number(cap(minus_infinity<float>(), {})), -3.0, 1e-6);
+  EXPECT_NEAR(number(cap(-minus_infinity<double>(), {})), 3.0, 1e-12);
+  EXPECT_NEAR(number(cap(1.F, {})), 3.0 * std::tanh(1.0 / 3.0), 1e-6);
+}
+
+TYPED_TEST(FastMath, NanStaysInItsOwnRowUnderASoftCap) {
+  using T = TypeParam;
+  on_all([&] {
+    for (const auto& [S_, keys] : sizes) {
+      const Index S = S_, bad = S / 2;
+      Problem<T> p(S, keys);
+      p.q(0, 0, bad, 1) = nan<T>();
+      const auto got = p.run(attn::NoMask{}, attn::SoftCap(1000.F));
+      for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "row " << bad << " of " << S;
+      for (Index s = 0; s < S; ++s) ASSERT_EQ(is_nan(got.output(0, 0, s, 0)), s == bad) << "row " << s << " of " << S;
+    }
+  });
+}
+
+/// The same by attn::reference.
+template <class T, class M>
+attn::AttentionResult<T> by_reference(const Problem<T>& p, const M& mask) {
+  attn::AttentionResult<T> result{Tensor<T, 4>(1, 1, p.S, 3), Tensor<attn::Accumulator<T>, 3>(1, 1, p.S), {}};
+  const attn::AttentionOutputs<T> out{result.output, result.log_sum_exp, {}};
+  attn::reference::scaled_dot_product_attention_into<T>(out, p.q, p.k, p.v, mask, attn::NoScore{}, {.scale = 1.0});
+  return result;
+}
+
+TYPED_TEST(FastMath, TheReferenceSeesMinusInfinityAndNan) {
+  using T = TypeParam;
+  constexpr Index S = 11, keys = 23, bad = 3;
+  Problem<T> p(S, keys);
+  p.q(0, 0, bad, 1) = nan<T>();
+  const auto keep = [](Index s, Index t) { return s % 5 != 4 && (s + t) % 3 != 0; };  // every fifth row keeps nothing
+  Tensor<T, 2> mask(S, keys);
+  for (Index s = 0; s < S; ++s)
+    for (Index t = 0; t < keys; ++t) mask(s, t) = keep(s, t) ? T(0) : minus_infinity<T>();
+  const auto is_bad = [](Index s) { return s == bad; };
+  const auto added = by_reference(p, attn::AdditiveMask(mask));
+  p.expect(added, keep, is_bad);
+  const auto kept = by_reference(p, attn::as_mask([&](attn::Position at) { return keep(at.row, at.key); }));
+  p.expect(kept, keep, is_bad);
+  for (Index d = 0; d < 3; ++d) EXPECT_TRUE(is_nan(added.output(0, 0, bad, d)) && is_nan(kept.output(0, 0, bad, d)));
+  EXPECT_TRUE(is_nan(added.log_sum_exp(0, 0, bad)) && is_nan(kept.log_sum_exp(0, 0, bad)));
+}
+
+TYPED_TEST(FastMath, TheReferenceKeepsNanOfOneScore) {
+  using T = TypeParam;
+  constexpr Index S = 3, keys = 9;
+  const Problem<T> p(S, keys);
+  for (const Index at : {Index{0}, keys / 2, keys - 1}) {
+    Tensor<T, 2> mask(S, keys);
+    mask.setZero();
+    mask(1, at) = nan<T>();
+    const auto got = by_reference(p, attn::AdditiveMask(mask));
+    for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, 1, d))) << "key " << at;
+    p.expect(got, [](Index, Index) { return true; }, [](Index s) { return s == 1; });
+  }
 }
 
 }  // namespace

@@ -109,6 +109,16 @@ TEST(Environment, RefusesOneThatThisCpuLacks) {
   }
 }
 
+TEST(Environment, WhatItSaysDoesNotMatterOnceOneIsSet) {
+  for (const Isa isa : attn::supported_isas()) {
+    const auto set = [isa] {
+      attn::set_active_isa(isa);
+      return active_name() + first_call();
+    };
+    EXPECT_EQ(with_environment("sse9", set), std::string(isa_name(isa)) + "5");
+  }
+}
+
 TEST(Environment, ARefusalIsRepeatedAndNamesWhatThereIs) {
   const auto twice = [] {
     std::string text = error_of([] { (void)attn::active_isa(); });

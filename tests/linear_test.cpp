@@ -320,6 +320,62 @@ TEST(Linear, RefusesRowsThatDoNotLieEquallyFarApart) {
   expect_error([&] { layer.forward_into(z, apart); }, {"[attn::Linear::forward]", "packed"});
 }
 
+TEST(Linear, InputAndOutputRowsMayAlternateInOneBuffer) {
+  const Linear<float> layer(6, 5, true, 3);
+  auto buffer = random_tensor<float, 2>({8, 11}, 1);
+  Tensor<float, 2> x(8, 6);
+  for (Index r = 0; r < 8; ++r)
+    for (Index i = 0; i < 6; ++i) x(r, i) = buffer(r, i);
+  const Tensor<float, 2> expected = layer(x);
+  layer.forward_into(columns_of(buffer, 6, 5), columns_of(buffer, 0, 6));
+  for (Index r = 0; r < 8; ++r) {
+    for (Index i = 0; i < 6; ++i) EXPECT_EQ(buffer(r, i), x(r, i));
+    for (Index o = 0; o < 5; ++o) EXPECT_EQ(buffer(r, 6 + o), expected(r, o));
+  }
+}
+
+TEST(Linear, RefusesAnOutputThatSharesMemoryWithTheInput) {
+  const Linear<float> layer(6, 6, true, 3);
+  auto x = random_tensor<float, 2>({8, 11}, 1);
+  const Tensor<float, 2> before = x;
+  for (const Index first : {0, 5})
+    expect_error([&] { layer.forward_into(columns_of(x, first, 6), columns_of(x, 0, 6)); },
+                 {"[attn::Linear::forward]", "output", "memory of its own", "also input"});
+  Tensor<float, 1> row(12);
+  row.setZero();
+  const attn::View<float, 1> tail(row.data() + 5, {6}), head(row.data(), {6});
+  expect_error([&] { layer.forward_into(tail, head); }, {"[attn::Linear::forward]", "memory of its own"});
+  EXPECT_TRUE(same_bits(x, before));
+}
+
+TEST(Linear, WeightRowsAreReadIntoAnyStrideButZero) {
+  const Linear<float> layer(4, 3);
+  Tensor<float, 1> row(8);
+  row.setConstant(7.F);
+  layer.weight_row(2, attn::View<float, 1>(row.data(), {4}, {2}));
+  const auto weight = layer.weight();
+  for (Index i = 0; i < 8; ++i) EXPECT_EQ(row(i), i % 2 == 0 ? weight(2, i / 2) : 7.F);
+  expect_error([&] { layer.weight_row(2, attn::View<float, 1>(row.data(), {4}, {0})); },
+               {"[attn::Linear::weight_row]", "row", "each element once", "got [0]"});
+}
+
+TEST(Linear, WeightAndBiasAreTakenThroughAnyStrides) {
+  auto turned = random_tensor<float, 2>({4, 6}, 1);  // [in, 2 * out]
+  const attn::View<const float, 2> weight(turned.data(), {3, 4}, {2, 6});
+  const attn::View<const float, 1> bias(turned.data(), {3}, {5});
+  const Linear<float> layer(weight, bias);
+  for (Index o = 0; o < 3; ++o) {
+    for (Index i = 0; i < 4; ++i) EXPECT_EQ(layer.weight()(o, i), turned(i, 2 * o));
+    EXPECT_EQ(layer.bias()(o), turned.data()[5 * o]);
+  }
+}
+
+TEST(Linear, RefusesAWeightOfNegativeSizes) {
+  const auto x = random_tensor<float, 1>({4}, 1);
+  expect_error([&] { Linear<float> layer(attn::View<const float, 2>(x.data(), {-1, -2})); }, {"negative", "[-1,-2]"});
+  expect_error([&] { Linear<float> layer(attn::TensorMap<const float, 2>(x.data(), -1, -2)); }, {"negative", "[-1,-2]"});
+}
+
 TEST(Linear, RefusesWeightsOfTheWrongShapeAndStaysAsItWas) {
   Linear<float> layer(4, 3), plain_layer(4, 3, false);
   const auto weight = layer.weight();

@@ -99,6 +99,29 @@ TEST(Mask, offsets_into_a_mask_are_64_bit) {
   EXPECT_TRUE(KeepMask(LargeBits{reinterpret_cast<const bool*>(begin)}).keep(at(3, 3, 5)));
 }
 
+TEST(Mask, ViewsMayHaveAnyStrides) {
+  Tensor<float, 2> bias(8, 6);
+  for (Index i = 0; i < 48; ++i) bias.data()[i] = static_cast<float>(i);
+  const View<const float, 2> turned(bias.data(), {3, 4}, {2, 6});       // every second column, columns as rows
+  const View<const float, 4> repeated(bias.data(), {2, 2, 3, 4}, {0, 24, 0, 1});
+  for (std::int32_t b = 0; b < 2; ++b)
+    for (std::int32_t h = 0; h < 2; ++h)
+      for (std::int32_t s = 0; s < 3; ++s)
+        for (std::int32_t t = 0; t < 4; ++t) {
+          EXPECT_EQ(AdditiveMask(turned).bias({b, h, s, s, t}), turned(s, t));
+          EXPECT_EQ(AdditiveMask(repeated).bias({b, h, s, s, t}), repeated(b, h, s, t));
+        }
+}
+
+TEST(Mask, TensorsOfImpossibleShapesAreRefused) {
+  const bool bits[1] = {true};
+  const auto refuse = [&](Index rows, Index columns) {
+    return error_of([&] { static_cast<void>(KeepMask(attn::TensorMap<const bool, 2>(bits, rows, columns))); });
+  };
+  EXPECT_TRUE(reads(refuse(-1, -4), {"[attn::View] mask or bias", "negative", "got [-1,-4]"}));
+  EXPECT_TRUE(reads(refuse(Index{1} << 32, Index{1} << 32), {"[attn::View] mask or bias", "memory can hold"}));
+}
+
 // ---- cover() ----------------------------------------------------------------------------------------------------
 
 struct Truth {

@@ -163,6 +163,25 @@ TEST(Softmax, WritesIntoTheCallersMemoryAndInPlace) {
   EXPECT_TRUE(same_bits(x, expected));
 }
 
+TEST(Softmax, RefusesAnOutputThatSharesSomeMemoryWithTheInput) {
+  auto x = random_tensor<float, 2>({4, 5}, 5);
+  const Tensor<float, 2> before = x;
+  const attn::View<float, 2> upper(x.data(), {3, 5}), lower(x.data() + 5, {3, 5}), last(x.data() + 15, {1, 5});
+  for (const auto& [to, from] : {std::pair{upper, lower}, {lower, upper}})
+    expect_error([&] { Softmax<float>().forward_into(to, from); }, {"[attn::Softmax", "output", "memory of its own", "input"});
+  EXPECT_TRUE(same_bits(x, before));
+  Softmax<float>().forward_into(last, attn::View<float, 2>(x.data() + 10, {1, 5}));  // beside it
+  EXPECT_FALSE(same_bits(x, before));
+}
+
+TEST(Softmax, RefusesRowsWhoseScratchMemoryNoMemoryHolds) {
+  const Eigen::half x[1] = {};
+  const attn::View<const Eigen::half, 1> wide(x, {(Index{1} << 62) - 1});
+  Eigen::half y[1];
+  expect_error([&] { Softmax<Eigen::half>().forward_into(attn::View<Eigen::half, 1>(y, {(Index{1} << 62) - 1}), wide); },
+               {"[attn::Softmax"});
+}
+
 TEST(Softmax, DoesNotDependOnTheNumberOfThreads) {
   const auto x = random_tensor<float, 2>({301, 65}, 6, 4.0);
   attn::SerialExecutor serial;

@@ -68,6 +68,31 @@ TEST(View, DefaultIsEmpty) {
   EXPECT_EQ(view.size(), 0);
 }
 
+TEST(View, RefusesShapesAndStridesThatNoMemoryHas) {
+  std::vector<float> memory(12);
+  constexpr Index many = Index{1} << 32;
+  expect_error([&] { return View<float, 2>(memory.data(), {-2, -1}); }, {"[attn::View] shape", "negative", "[-2,-1]"});
+  expect_error([&] { return View<float, 2>(memory.data(), {many, many}); }, {"[attn::View] shape", "memory can hold"});
+  expect_error([&] { return View<float, 2>(memory.data(), {many, many}, {0, 0}); }, {"[attn::View] shape"});
+  expect_error([&] { return View<float, 2>(memory.data(), {2, 3}, {Index{1} << 62, 1}); }, {"[attn::View] shape and strides"});
+  expect_error([&] { return View<float, 2>(memory.data() + 9, {2, 3}, {-3, 1}); }, {"[attn::View] strides", "below 0", "[-3,1]"});
+  expect_error([&] { return View<Eigen::half, 1>(nullptr, {Index{1} << 62}); }, {"[attn::View] shape and strides"});
+}
+
+TEST(View, WithoutElementsMayHaveAnyOtherSizes) {
+  constexpr Index many = Index{1} << 40;
+  const View<float, 3> view(nullptr, {many, many, 0});
+  EXPECT_EQ(view.size(), 0);
+  EXPECT_TRUE(attn::detail::is_packed(view));
+  EXPECT_EQ((View<float, 3>(nullptr, {0, many, many}).size()), 0);
+}
+
+TEST(MakeTensor, RefusesMoreThanMemoryCanHold) {
+  expect_error([] { return attn::detail::make_tensor<float, 2>({Index{1} << 32, Index{1} << 32}); },
+               {"[attn::Tensor] shape", "memory can hold", "[4294967296,4294967296]"});
+  expect_error([] { return attn::detail::make_tensor<float, 2>({3, -1}); }, {"[attn::Tensor] shape", "negative"});
+}
+
 TEST(SplitHeads, MovesNothing) {
   auto x = random_tensor<float, 3>({2, 5, 12}, 2);
   const View<float, 4> heads = attn::split_heads(x, 3);
@@ -76,6 +101,17 @@ TEST(SplitHeads, MovesNothing) {
     for (Index h = 0; h < 3; ++h)
       for (Index s = 0; s < 5; ++s)
         for (Index d = 0; d < 4; ++d) EXPECT_EQ(&heads(b, h, s, d), &x(b, s, h * 4 + d));
+}
+
+TEST(SplitHeads, KeepsALastAxisWithGaps) {
+  auto x = random_tensor<float, 3>({2, 12, 5}, 2);
+  const View<float, 3> turned(x.data(), {2, 5, 12}, {60, 1, 5});  // [B,S,E], with E the slower axis in memory
+  const View<float, 4> heads = attn::split_heads(turned, 3);
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 3; ++h)
+      for (Index s = 0; s < 5; ++s)
+        for (Index d = 0; d < 4; ++d) EXPECT_EQ(&heads(b, h, s, d), &turned(b, s, h * 4 + d));
+  expect_error([&] { return attn::scaled_dot_product_attention(heads, heads, heads); }, {"contiguous last axis"});
 }
 
 TEST(SplitHeads, TakesConstTensorsAndMaps) {

@@ -1,6 +1,7 @@
 // Floor 4. Scaled dot-product attention: check, plan, one flat list of tasks, kernel.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -11,6 +12,7 @@
 #include "kernel/decode_task.hpp"
 #include "kernel/targets.hpp"
 #include "mask.hpp"
+#include "math.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
 #include "score.hpp"
@@ -39,7 +41,9 @@ struct AttentionResult {
   Tensor<T, 4> weights;                   ///< [B,H,S,T]
 };
 
-/// Memory of the caller's that an attention writes into. Views left empty are not written.
+/// Memory of the caller's that an attention writes into. Views left empty are not written. They share memory neither
+/// with each other nor with q, k and v, nor with tensors that a mask or a score function refers to; slices of one buffer
+/// that interleave are fine.
 template <Scalar T>
 struct AttentionOutputs {
   View<T, 4> output;                    ///< [B,H,S,Dv]
@@ -56,6 +60,45 @@ struct AttentionSizes {
   Index B, H, G, S, T, D, Dv;
 };
 
+/// Whether a view is as it was made, without memory: the result was not asked for.
+template <class T, int Rank>
+[[nodiscard]] bool is_absent(const View<T, Rank>& x) {
+  return x.data() == nullptr && x.shape() == typename View<T, Rank>::Sizes{};
+}
+
+/// Whether the accumulator can hold a scale; by its bits, so that NaN and infinities are found with -ffast-math as well.
+template <class A>
+[[nodiscard]] bool is_scale(double scale) {
+  return magnitude_bits(scale) <= bits_of(double{std::numeric_limits<A>::max()});
+}
+
+/// Shapes of outputs that were asked for, and that their memory is their own.
+template <Scalar X>
+void check_outputs(std::string_view fn, const AttentionSizes& n, const AttentionOutputs<X>& out,
+                   const std::array<Layout, 3>& inputs) {
+  checked_size<X>(fn, "output [B,H,S,Dv]", std::array<Index, 4>{n.B, n.H, n.S, n.Dv});
+  if (!is_absent(out.output)) {
+    require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
+    require(out.output.stride(3) == 1 || n.Dv <= 1, fn, "output, expected a contiguous last axis");
+  }
+  if (!is_absent(out.log_sum_exp)) {
+    require_shape(fn, "log_sum_exp [B,H,S]", out.log_sum_exp, {n.B, n.H, n.S});
+    require(is_packed(out.log_sum_exp), fn, "log_sum_exp, expected a packed tensor");
+  }
+  if (!is_absent(out.weights)) {
+    require_shape(fn, "weights [B,H,S,T]", out.weights, {n.B, n.H, n.S, n.T});
+    require(is_packed(out.weights), fn, "weights, expected a packed tensor");
+  }
+  const std::array<Layout, 3> outputs{layout_of("output", out.output), layout_of("log_sum_exp", out.log_sum_exp),
+                                      layout_of("weights", out.weights)};
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].reach == 0) continue;
+    require_distinct(fn, outputs[i]);
+    for (const Layout& input : inputs) require_apart(fn, outputs[i], input);
+    for (std::size_t j = 0; j < i; ++j) require_apart(fn, outputs[i], outputs[j]);
+  }
+}
+
 /// All checks of scaled_dot_product_attention, before any work.
 template <Scalar X>
 AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
@@ -70,26 +113,19 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
   require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && n.B * n.H <= limit, fn,
           "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ", as_shape(k.shape()));
+  require(n.D <= limit && n.Dv <= limit, fn, "head sizes, expected at most 2^30, got q ", as_shape(q.shape()), ", v ",
+          as_shape(v.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
           "views, expected a contiguous last axis");
-  require(options.dropout >= 0.0 && options.dropout <= 1.0, fn, "dropout, expected a probability in [0,1], got ",
+  require(is_probability(options.dropout), fn, "dropout, expected a probability in [0,1], got ",
           options.dropout);
-  require(!options.scale || std::isfinite(*options.scale), fn, "scale, expected a finite number, got ",
-          options.scale ? *options.scale : 0.0);
+  require(!options.scale || is_scale<Accumulator<X>>(*options.scale), fn,
+          "scale, expected a finite number of the type of scores, got ", options.scale ? *options.scale : 0.0);
   require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn,
           "query_start, expected one for each of ", n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
     require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a position within 2^30, got ", start);
-  require_shape(fn, "output [B,H,S,Dv]", out.output, {n.B, n.H, n.S, n.Dv});
-  require(out.output.stride(3) == 1 || n.Dv <= 1, fn, "output, expected a contiguous last axis");
-  if (out.log_sum_exp.data() != nullptr) {
-    require_shape(fn, "log_sum_exp [B,H,S]", out.log_sum_exp, {n.B, n.H, n.S});
-    require(is_packed(out.log_sum_exp), fn, "log_sum_exp, expected a packed tensor");
-  }
-  if (out.weights.data() != nullptr) {
-    require_shape(fn, "weights [B,H,S,T]", out.weights, {n.B, n.H, n.S, n.T});
-    require(is_packed(out.weights), fn, "weights, expected a packed tensor");
-  }
+  check_outputs(fn, n, out, {layout_of("q", q), layout_of("k", k), layout_of("v", v)});
   return n;
 }
 
@@ -171,7 +207,7 @@ template <Scalar X, Mask M, class F>
 void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
-  if (n.B * n.H * n.S == 0) return;
+  if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
   const Isa isa = active_isa();
   run_attention(attention_problem(n, q, k, v, options, out), kernel::kernels_of<kernel::Stored<X>>(isa),
                 kernel::rules_of<Accumulator<X>>(isa, mask, score));
@@ -185,6 +221,7 @@ namespace attn::inline ATTN_EIGEN_ABI {
 /// Shapes: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv] with H % G == 0; `out` is a tensor [B,H,S,Dv] or AttentionOutputs.
 /// Else as scaled_dot_product_attention. `options.log_sum_exp` and `options.weights` are not looked at here: what
 /// `out` has room for is written.
+/// Errors: besides, outputs that share memory with each other or with q, k or v, or reach an element twice.
 template <class Out, TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
 void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = {},
                                        const F& score = {}, const AttentionOptions& options = {}) {
@@ -194,9 +231,12 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
     outputs = out;
   } else {
     outputs.output = View<T, 4>(out);
+    detail::require_shape("scaled_dot_product_attention", "output [B,H,S,Dv]", outputs.output,
+                          {q.dimension(0), q.dimension(1), q.dimension(2), v.dimension(3)});
   }
   const auto typed_mask = as_mask(mask);
-  detail::attention<T>(outputs, detail::read(q), detail::read(k), detail::read(v), typed_mask, score, options);
+  const auto& typed_score = detail::as_score(score);
+  detail::attention<T>(outputs, detail::read(q), detail::read(k), detail::read(v), typed_mask, typed_score, options);
 }
 
 /// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.
@@ -205,10 +245,11 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
 /// h / (H/G). Strided views (split_heads) are taken as they are.
 /// Types: float, double, half, bfloat16; sums and softmax in float, for double in double.
 /// mask: a typed mask, masks joined by &, a callable bool(Position), or an additive tensor of rank 1 to 4.
-/// score: any callable (score, Position) -> score.
+/// score: any callable (score, Position) -> score. Either may be the name of a function.
 /// Conventions: scale, then score functions, then mask, softmax, dropout, times v. Queries are aligned with the last
 /// keys. A row with no key left gives 0 and log-sum-exp -inf.
-/// Errors: attn::Error for shapes that do not fit, a mask that does not broadcast, dropout outside [0,1].
+/// Errors: attn::Error for shapes that do not fit, a last axis that is not contiguous, a mask that does not broadcast,
+/// dropout outside [0,1], a scale that is not finite as the type of scores.
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
 /// 2023.
 template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>

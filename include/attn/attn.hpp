@@ -4,6 +4,7 @@
 #include "version.hpp"
 #include "error.hpp"
 #include "math.hpp"
+#include "overlap.hpp"
 
 #include "mask.hpp"
 #include "score.hpp"

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <array>
-#include <charconv>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <span>
@@ -65,10 +65,10 @@ class Part {
         return to + size_;
       case Kind::integer:
         return to + std::snprintf(to, longest, "%lld", integer_);
-      case Kind::real32:  // as few digits as tell the number from its neighbours
-        return std::to_chars(to, to + longest, real32_).ptr;
+      case Kind::real32:
+        return write_real(to, real32_, [](const char* text) { return double{std::strtof(text, nullptr)}; });
       case Kind::real64:
-        return std::to_chars(to, to + longest, real64_).ptr;
+        return write_real(to, real64_, [](const char* text) { return std::strtod(text, nullptr); });
       case Kind::shape:
         *to++ = '[';
         for (std::size_t axis = 0; axis < size_; ++axis)
@@ -79,6 +79,20 @@ class Part {
   }
 
  private:
+  /// As few digits, from 6 on, as tell the number from its neighbours. Not std::to_chars, which not every standard
+  /// library has for floating-point numbers.
+  static char* write_real(char* to, double number, double (*read)(const char*)) {
+    constexpr int longest = 32, most_digits = 17;
+    char* end = to;
+    for (int digits = 6; digits <= most_digits; ++digits) {
+      end = to + std::snprintf(to, longest, "%.*g", digits, number);
+      if (read(to) == number) break;
+    }
+    for (char* c = to; c < end; ++c)
+      if (*c == ',') *c = '.';  // the user's language may write 0,5
+    return end;
+  }
+
   enum class Kind : std::uint8_t { text, integer, real32, real64, shape } kind_;
   std::size_t size_ = 0;  // of text and shapes
   union {

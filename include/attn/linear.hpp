@@ -68,11 +68,12 @@ class Linear {
     return result;
   }
   /// One row of the weight: output `o` of all inputs, into a tensor [in] of the caller's. It serves embeddings that share
-  /// their table with the output layer. Errors: a row that does not exist, another shape.
+  /// their table with the output layer. Errors: a row that does not exist, another shape, a stride of 0.
   void weight_row(Index o, View<T, 1> row) const {
     detail::require(o >= 0 && o < out_features(), "Linear::weight_row", "row, expected one of ", out_features(),
                     ", got ", o);
     detail::require_shape("Linear::weight_row", "row [in]", row, {in_features()});
+    detail::require_distinct("Linear::weight_row", detail::layout_of("row", row));
     for (Index i = 0; i < in_features(); ++i) row(i) = parameters_->at(o, i);
   }
   /// Replaces the weight. Errors: any shape but [out,in].
@@ -119,8 +120,9 @@ class Linear {
     return y;
   }
 
-  /// The same, written into a tensor [..., out] of the caller's that does not overlap x.
-  /// Errors: another last dimension or output shape; views whose rows do not lie equally far apart.
+  /// The same, written into a tensor [..., out] of the caller's, whose rows may alternate with those of x in one buffer.
+  /// Errors: another last dimension or output shape; views whose rows do not lie equally far apart; an output that
+  /// shares memory with x.
   template <class Y, detail::TensorLike X>
   requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
@@ -135,6 +137,7 @@ class Linear {
     const Index x_row = detail::row_distance(x), y_row = detail::row_distance(y);
     detail::require(x_row >= 0 && y_row >= 0, "Linear::forward",
                     "views, expected packed ones, or rows that lie equally far apart");
+    detail::require_apart("Linear::forward", detail::layout_of("output", y), detail::layout_of("input", x));
     run(x.data(), x_row, x.size() / in_features(), y.data(), y_row);
   }
 

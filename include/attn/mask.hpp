@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "error.hpp"
+#include "math.hpp"
 
 namespace attn {
 
@@ -182,17 +183,18 @@ class BroadcastView {
     static_assert(rank == 1 || static_cast<int>(X::Layout) == 1,
                   "attn: row-major tensors only, Eigen::Tensor<T, R, Eigen::RowMajor>");
     const auto shape = shape_of(x);
-    std::copy_backward(shape.begin(), shape.end(), shape_.end());
-    Index stride = 1;
-    for (int axis = 3; axis >= 0; --axis) {
-      const auto i = static_cast<std::size_t>(axis);
+    Index size = checked_size<T>("View", "mask or bias", as_shape(shape));
+    for (int axis = 0; axis < rank; ++axis) {
+      const auto from = static_cast<std::size_t>(axis), to = static_cast<std::size_t>(axis + 4 - rank);
+      shape_[to] = shape[from];
+      if (shape[from] <= 1) continue;
       if constexpr (requires {
                       { x.stride(0) } -> std::same_as<Index>;
                     }) {  // a strided attn::View
-        if (axis >= 4 - rank) stride = x.stride(axis - 4 + rank);
+        stride_[to] = x.stride(axis);
+      } else {
+        stride_[to] = size /= shape[from];
       }
-      stride_[i] = shape_[i] == 1 ? 0 : stride;
-      stride *= shape_[i];
     }
   }
 
@@ -264,6 +266,9 @@ struct Predicate {
 };
 
 template <class F>
+Predicate(F) -> Predicate<F>;
+
+template <class F>
 concept PredicateFunction = !Mask<F> && requires(const F& function, Position at) {
   { function(at) } -> std::same_as<bool>;
 };
@@ -304,7 +309,7 @@ template <class M>
   if constexpr (Mask<M>) {
     return mask;
   } else if constexpr (PredicateFunction<M>) {
-    return Predicate<M>{mask};
+    return Predicate<std::decay_t<M>>{mask};  // a plain function becomes a pointer to it
   } else if constexpr (detail::TensorLike<M>) {
     static_assert(!std::same_as<detail::Element<M>, bool>,
                   "attn: libraries disagree on what true means in a boolean mask: write attn::KeepMask(tensor) "

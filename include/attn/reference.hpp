@@ -1,7 +1,8 @@
-// Floor 4. The definition: attention as the document's formula says it, one score after the other, any scalar type.
+// Floor 4. The definition: attention as the formula says it, one score after the other, any scalar type.
 // Every fast path is tested against this page. It is slow and meant to be read.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "attention.hpp"
@@ -18,7 +19,9 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
   const auto [B, H, G, S, Keys, D, Dv] = sizes;
   const auto problem = detail::attention_problem(sizes, q, k, v, options, out);
   const A never = -std::numeric_limits<A>::infinity();
-  std::vector<A> p(static_cast<std::size_t>(Keys));
+  std::vector<A> p(static_cast<std::size_t>(Keys)), y(static_cast<std::size_t>(Dv));
+  const auto is_never = [](A x) { return detail::bits_of(x) == detail::bits_of(-std::numeric_limits<A>::infinity()); };
+  const bool output = !detail::is_absent(out.output);
 
   for (Index b = 0; b < B; ++b)
     for (Index h = 0; h < H; ++h)
@@ -37,30 +40,29 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           for (Index d = 0; d < D; ++d) dot += static_cast<A>(q(b, h, s, d)) * static_cast<A>(k(b, g, t, d));
           x = static_cast<A>(score(dot * problem.scale, at));
           if constexpr (HasBias<M>) x += static_cast<A>(mask.bias(at));
-          if (x > largest || std::isnan(x)) largest = x;
+          if (detail::is_nan(x) || (!detail::is_nan(largest) && x > largest)) largest = x;
         }
 
         // p = softmax(scores); a row with no key left is 0
         A sum = 0;
-        for (A& x : p) sum += x = x == never ? A{0} : std::exp(x - largest);
-        if (out.log_sum_exp.data() != nullptr) out.log_sum_exp(b, h, s) = sum == A{0} ? never : largest + std::log(sum);
+        for (A& x : p) sum += x = is_never(x) ? A{0} : std::exp(x - largest);
+        if (out.log_sum_exp.data() != nullptr) out.log_sum_exp(b, h, s) = kernel::log_sum_exp(largest, sum);
 
         // y = dropout(p) v
-        for (Index d = 0; d < Dv; ++d) out.output(b, h, s, d) = T(0);
-        std::vector<A> y(static_cast<std::size_t>(Dv), A{0});
+        std::fill(y.begin(), y.end(), A{0});
         for (Index t = 0; t < Keys; ++t) {
           A& x = p[static_cast<std::size_t>(t)];
-          if (x != A{0}) x /= sum;
+          if (!kernel::is_zero(x)) x /= sum;
           if (problem.dropout.active())
             x *= problem.dropout.keep(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s),
                                       static_cast<std::uint32_t>(b * H + h))
                      ? static_cast<A>(problem.dropout.scale)
                      : A{0};
           if (out.weights.data() != nullptr) out.weights(b, h, s, t) = static_cast<T>(x);
-          if (x == A{0}) continue;  // keys that nobody attends are not read
+          if (kernel::is_zero(x)) continue;  // keys that no query attends are not read
           for (Index d = 0; d < Dv; ++d) y[static_cast<std::size_t>(d)] += x * static_cast<A>(v(b, g, t, d));
         }
-        for (Index d = 0; d < Dv; ++d) out.output(b, h, s, d) = static_cast<T>(y[static_cast<std::size_t>(d)]);
+        for (Index d = 0; d < Dv && output; ++d) out.output(b, h, s, d) = static_cast<T>(y[static_cast<std::size_t>(d)]);
       }
 }
 

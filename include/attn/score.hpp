@@ -5,13 +5,14 @@
 // mask. A result of -inf means "never attend".
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <concepts>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "mask.hpp"
+#include "math.hpp"
 
 namespace attn {
 
@@ -42,10 +43,21 @@ inline float tanh(float x) {
   e = e * r + 4.9999994206e-1F;
   e = e * r + 1.F;
   e = e * r + 1.F;
-  const float far = 1.F - 2.F / (e * std::bit_cast<float>((n + 127) << 23) + 1.F);
-  return a < 0.625F ? near : std::copysign(a >= 0.625F ? far : a, x);
+  const float far = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
+  const float large = std::copysign(far, x);
+  return is_nan(x) ? x : a < 0.625F ? near : large;
 }
 inline double tanh(double x) { return std::tanh(x); }
+
+/// What the caller wrote, as a score function: itself, or a pointer to it where it is a plain function.
+template <class F>
+[[nodiscard]] constexpr decltype(auto) as_score(const F& score) {
+  if constexpr (std::is_function_v<F>) {
+    return &score;
+  } else {
+    return (score);
+  }
+}
 
 }  // namespace detail
 
@@ -62,7 +74,7 @@ struct NoScore {
 class SoftCap {
  public:
   explicit SoftCap(float cap) : cap_(cap) {
-    detail::require(cap > 0.F && std::isfinite(cap), "SoftCap", "cap, expected a positive number, got ", cap);
+    detail::require(detail::is_positive(cap), "SoftCap", "cap, expected a positive number, got ", cap);
   }
 
   template <class A>
@@ -85,7 +97,7 @@ class Alibi {
   explicit Alibi(Index heads) {
     detail::require(heads >= 1, "Alibi", "heads, expected at least 1, got ", heads);
     Index power = 1;
-    while (2 * power <= heads) power *= 2;
+    while (power <= heads / 2) power *= 2;
     const auto slope = [](Index i, Index count) {
       return std::exp2(-8.0 * static_cast<double>(i) / static_cast<double>(count));
     };
@@ -140,7 +152,7 @@ class Chain {
 
   template <class A>
   constexpr A operator()(A score, Position at) const {
-    std::apply([&](const auto&... function) { ((score = function(score, at)), ...); }, functions_);
+    std::apply([&](const auto&... function) { ((score = static_cast<A>(function(score, at))), ...); }, functions_);
     return score;
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {

@@ -25,7 +25,7 @@ class Softmax {
   }
 
   /// The same, written into a tensor of the same shape, which may be x itself.
-  /// Errors: another shape; views with gaps between their rows.
+  /// Errors: another shape; views with gaps between their rows; an output that shares only some memory with x.
   template <class Y, detail::TensorLike X>
   requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
@@ -50,9 +50,10 @@ class Softmax {
     const Index tasks = (rows + block - 1) / block;
     const auto softmax_row = kernel::softmax_row_of<kernel::Stored<T>>(active_isa());
     const Workspace::Frame frame;
-    const Index room = columns + 64;
+    const Index room = columns + 64;  // at most 2^62 + 64: a size in bytes fits an Index, and elements take 2 or more
     const int lanes = detail::lanes(tasks, 16.0 * static_cast<double>(rows * columns));  // an exp is some 16 operations
-    auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
+    auto* const scratch = frame.take<Accumulator<T>>(
+        detail::checked_size<Accumulator<T>>("Softmax::forward", "scratch memory", std::array<Index, 2>{lanes, room}));
     detail::for_each_task(tasks, lanes, [&](Index task, int lane) {
       for (Index row = task * block; row < std::min(rows, (task + 1) * block); ++row)
         softmax_row(kernel::stored(x + row * columns), kernel::stored(y + row * columns), columns,

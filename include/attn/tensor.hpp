@@ -12,6 +12,8 @@
 #include "error.hpp"
 #include "kernel/problem.hpp"
 #include "mask.hpp"
+#include "math.hpp"
+#include "overlap.hpp"
 
 // Eigen's tensors change allocator with the widest alignment that -m flags allow, so tensors must not cross between
 // translation units that differ in it. Everything that holds a tensor lives in an inline namespace named after the
@@ -69,7 +71,9 @@ concept ConvertsToView = TensorLike<std::remove_cvref_t<X>> &&
 namespace attn::inline ATTN_EIGEN_ABI {
 
 /// Elements of a tensor that somebody else owns: pointer, shape, strides. Every tensor and TensorMap of the right
-/// element type and rank converts to it. The last axis is contiguous.
+/// element type and rank converts to it. Functions say which strides they take: most want a contiguous last axis.
+/// Strides of 0 repeat an element; views that are written must not.
+/// Errors: negative sizes or strides, elements beyond what memory can hold.
 template <class T, int Rank>
 class View {
  public:
@@ -79,13 +83,16 @@ class View {
 
   View() = default;
   View(T* data, const Sizes& shape) : data_(data), shape_(shape) {
-    Index stride = 1;
+    std::size_t stride = 1;  // unsigned: where a size is 0, those before it may overflow
     for (auto axis = static_cast<std::size_t>(Rank); axis-- > 0;) {
-      stride_[axis] = stride;
-      stride *= shape[axis];
+      stride_[axis] = static_cast<Index>(stride);
+      stride *= static_cast<std::size_t>(shape[axis]);
     }
+    detail::check_view(detail::as_shape(shape_), detail::as_shape(stride_), sizeof(T));
   }
-  View(T* data, const Sizes& shape, const Sizes& stride) : data_(data), shape_(shape), stride_(stride) {}
+  View(T* data, const Sizes& shape, const Sizes& stride) : data_(data), shape_(shape), stride_(stride) {
+    detail::check_view(detail::as_shape(shape_), detail::as_shape(stride_), sizeof(T));
+  }
 
   template <class X>
   requires detail::ConvertsToView<X, T, Rank> View(
@@ -94,16 +101,21 @@ class View {
     static_assert(Rank <= 1 || static_cast<int>(std::remove_cvref_t<X>::Layout) == Eigen::RowMajor,
                   "attn: row-major tensors only, Eigen::Tensor<T, Rank, Eigen::RowMajor>");
   }
-  operator View<const T, Rank>() const { return {data_, shape_, stride_}; }  // NOLINT
+  operator View<const T, Rank>() const {  // NOLINT
+    View<const T, Rank> view;
+    view.data_ = data_, view.shape_ = shape_, view.stride_ = stride_;
+    return view;
+  }
 
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] const Sizes& shape() const { return shape_; }
   [[nodiscard]] Index dimension(int axis) const { return shape_[static_cast<std::size_t>(axis)]; }
   [[nodiscard]] Index stride(int axis) const { return stride_[static_cast<std::size_t>(axis)]; }
+  [[nodiscard]] const Sizes& strides() const { return stride_; }
   [[nodiscard]] Index size() const {
-    Index product = 1;
-    for (const Index n : shape_) product *= n;
-    return product;
+    std::size_t product = 1;  // unsigned: a size of 0 may follow others whose product overflows
+    for (const Index n : shape_) product *= static_cast<std::size_t>(n);
+    return static_cast<Index>(product);
   }
   /// The element at these indices, one for each axis.
   [[nodiscard]] T& operator()(std::convertible_to<Index> auto... at) const {
@@ -115,6 +127,9 @@ class View {
   }
 
  private:
+  template <class, int>
+  friend class View;
+
   T* data_ = nullptr;
   Sizes shape_{};
   Sizes stride_{};
@@ -125,13 +140,13 @@ template <class X, int Rank>
 concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> &&(std::remove_cvref_t<X>::NumDimensions == Rank) &&
                    Scalar<detail::Element<std::remove_cvref_t<X>>>;
 
-/// [B,S,H*D] seen as [B,H,S,D]: heads are split by strides alone, nothing is moved.
+/// [B,S,H*D] seen as [B,H,S,D]: heads are split by strides alone, nothing is moved. Any strides will do.
 template <class T>
 [[nodiscard]] View<T, 4> split_heads(View<T, 3> x, Index heads) {
   detail::require(heads >= 1 && x.dimension(2) % heads == 0, "split_heads", "last dimension, expected a multiple of ",
                   heads, " heads, got ", detail::as_shape(x.shape()));
   const Index d = x.dimension(2) / heads;
-  return {x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d, x.stride(1), 1}};
+  return {x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d * x.stride(2), x.stride(1), x.stride(2)}};
 }
 template <TensorOf<3> X>
 [[nodiscard]] auto split_heads(X& x, Index heads) {
@@ -148,9 +163,10 @@ template <class X>
   return x;
 }
 
-/// A tensor of a given shape, its elements not set.
+/// A tensor of a given shape, its elements not set. Errors: a shape that memory cannot hold.
 template <class T, int Rank>
 [[nodiscard]] Tensor<T, Rank> make_tensor(const std::array<Index, static_cast<std::size_t>(Rank)>& shape) {
+  checked_size<T>("Tensor", "shape", as_shape(shape));
   Eigen::array<Index, static_cast<std::size_t>(Rank)> sizes{};
   for (std::size_t axis = 0; axis < shape.size(); ++axis) sizes[axis] = shape[axis];
   return Tensor<T, Rank>(sizes);
@@ -165,9 +181,16 @@ void require_shape(std::string_view function, std::string_view what, View<T, Ran
   require_shape(function, what, as_shape(x.shape()), as_shape(expected));
 }
 
+/// Where the elements of a view lie.
+template <class T, int Rank>
+[[nodiscard]] Layout layout_of(std::string_view name, const View<T, Rank>& x) {
+  return make_layout(name, x.data(), sizeof(T), as_shape(x.shape()), as_shape(x.strides()));
+}
+
 /// Where tensors are read or written row after row, they must be packed: no gaps between the rows.
 template <class T, int Rank>
 [[nodiscard]] bool is_packed(View<T, Rank> x) {
+  if (x.size() == 0) return true;
   Index stride = 1;
   for (int axis = Rank - 1; axis >= 0; --axis) {
     if (x.dimension(axis) != 1 && x.stride(axis) != stride) return false;
@@ -180,6 +203,7 @@ template <class T, int Rank>
 template <class T, int Rank>
 [[nodiscard]] Index row_distance(View<T, Rank> x) {
   const Index columns = x.dimension(Rank - 1);
+  if (x.size() == 0) return columns;
   if (columns > 1 && x.stride(Rank - 1) != 1) return -1;
   Index distance = columns, stride = -1;
   for (int axis = Rank - 2; axis >= 0; --axis) {
@@ -191,12 +215,13 @@ template <class T, int Rank>
   return distance;
 }
 
-/// What modules ask of the tensors they read and write row after row.
+/// What modules ask of the tensors they read and write row after row: packed, and the same one or apart.
 template <class T, int Rank>
 void require_packed_pair(std::string_view function, View<const T, Rank> x, View<T, Rank> y,
                          const typename View<T, Rank>::Sizes& expected) {
   require_shape(function, "output", y, expected);
   require(is_packed(x) && is_packed(y), function, "views, expected packed tensors");
+  if (x.data() != y.data()) require_apart(function, layout_of("output", y), layout_of("input", x));
 }
 
 }  // namespace attn::detail

@@ -85,26 +85,34 @@ inline Isa checked_isa(std::string_view function, std::string_view what, std::st
   fail(function, what, ", expected one that this CPU has (", std::string_view(known), "), got ", name);
 }
 
-inline std::atomic<Isa>& chosen_isa() {
-  static std::atomic<Isa> chosen([] {
-    const char* forced = std::getenv("ATTN_ISA");
-    return forced == nullptr || *forced == '\0' ? supported_isas().back()
-                                                : checked_isa("active_isa", "instruction set ATTN_ISA", forced);
-  }());
-  return chosen;
+/// What the environment says.
+inline Isa default_isa() {
+  const char* forced = std::getenv("ATTN_ISA");
+  return forced == nullptr || *forced == '\0' ? supported_isas().back()
+                                              : checked_isa("active_isa", "instruction set ATTN_ISA", forced);
 }
+
+inline constexpr Isa undecided{255};
+inline constinit std::atomic<Isa> chosen_isa{undecided};
 
 }  // namespace detail
 
 /// The instruction set that attn uses: the best one, or what ATTN_ISA (baseline, avx2, avx512) or set_active_isa says.
 /// Errors: ATTN_ISA names one that does not exist or that this CPU lacks.
-[[nodiscard]] inline Isa active_isa() { return detail::chosen_isa().load(std::memory_order_relaxed); }
+[[nodiscard]] inline Isa active_isa() {
+  Isa isa = detail::chosen_isa.load(std::memory_order_relaxed);
+  if (isa == detail::undecided) {  // the first call; another thread's choice meanwhile stays
+    const Isa first = detail::default_isa();
+    if (detail::chosen_isa.compare_exchange_strong(isa, first)) isa = first;
+  }
+  return isa;
+}
 
-/// Uses another instruction set from the next call on, in all threads; a call that runs meanwhile keeps the one it began
-/// with (of a module, each of its layers does). Errors: this CPU lacks it.
+/// Uses another instruction set from the next call on, in all threads, whatever ATTN_ISA says; a call that runs meanwhile
+/// keeps the one it began with (of a module, each of its layers does). Errors: this CPU lacks it.
 inline void set_active_isa(Isa isa) {
   static_cast<void>(detail::checked_isa("set_active_isa", "instruction set", isa_name(isa)));
-  detail::chosen_isa().store(isa);
+  detail::chosen_isa.store(isa);
 }
 
 }  // namespace attn
