@@ -196,6 +196,22 @@ TEST_F(BadInput, query_start_beyond_2_to_the_30) {
   }
 }
 
+TEST_F(BadInput, PositionsOfQueriesEndWithin2ToThe30) {  // the fixture has 3 queries
+  constexpr Index limit = Index{1} << 30;
+  AttentionOptions options;
+  for (const Index far : {limit, limit - 1, limit - 2, -limit - 1}) {
+    const std::array<Index, 2> start{far, 0};
+    options.query_start = start;
+    EXPECT_TRUE(
+        reads(refusal(NoMask{}, NoScore{}, options), {fn, "query_start", "2^30", "got " + std::to_string(far)}));
+  }
+  for (const Index near : {limit - 3, -limit}) {
+    const std::array<Index, 2> start{0, near};
+    options.query_start = start;
+    EXPECT_NO_THROW(attn::scaled_dot_product_attention_into(all(), q, k, v, NoMask{}, NoScore{}, options)) << near;
+  }
+}
+
 // ---- Masks ------------------------------------------------------------------------------------------------------
 
 TEST_F(BadInput, keep_mask_that_does_not_broadcast) {
