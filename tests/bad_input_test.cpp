@@ -124,6 +124,12 @@ TEST_F(BadInput, views_whose_last_axis_has_gaps) {
   out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 6, 2});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected a contiguous last axis"}));
 }
+TEST_F(BadInput, KeysOrValuesWhoseLastAxisHasGaps) {
+  const View<const float, 4> k_apart(k.data(), {2, 2, 5, 8}, {80, 40, 8, 2}),
+      v_apart(v.data(), {2, 2, 5, 6}, {60, 30, 6, 2});
+  EXPECT_TRUE(reads(refusal_into(all(), q, k_apart, v), {fn, "contiguous last axis"}));
+  EXPECT_TRUE(reads(refusal_into(all(), q, k, v_apart), {fn, "contiguous last axis"}));
+}
 TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
   AttentionOutputs<float> out = all();
   out.log_sum_exp = View<float, 3>(log_sum_exp.data(), {2, 4, 3}, {12, 3, 2});

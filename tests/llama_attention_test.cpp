@@ -366,6 +366,20 @@ TEST(LlamaAttention, TheAttentionDropoutDropsOtherWeightsInEveryCall) {
   }
 }
 
+TEST(LlamaAttention,
+     ItsTwoDropoutsDropIndependently) {  // of one seed, the first rows of both would drop the same places
+  constexpr Index n = 512;
+  const LlamaAttention<float> module(n, 1, 0.5);
+  const auto [output, weights] = module.forward_with_weights(random_tensor<float, 3>({1, n, n}, 1));
+  int dropped = 0, dropped_in_both = 0;
+  for (Index i = 0; i < n; ++i) {
+    if (weights(0, 0, 0, i) != 0.F) continue;
+    ++dropped;
+    dropped_in_both += output(0, 0, i) == 0.F;
+  }
+  EXPECT_NEAR(dropped_in_both, 0.5 * dropped, 5 * std::sqrt(0.25 * dropped));
+}
+
 TEST(LlamaAttention, DropoutOfOneLeavesNothing) {
   const auto x = random_tensor<float, 3>({1, 5, 24}, 1);
   EXPECT_EQ(largest(LlamaAttention<float>(24, 3, 1.0).forward(x)), 0.0);
