@@ -168,6 +168,14 @@ TEST(AttentionDropout, another_seed_or_call_drops_others) {
       << "the upper half of the seed is not used";
 }
 
+TEST(AttentionDropout, AnotherCallDropsOthersForFewQueriesToo) {
+  const Sizes few{.B = 4, .H = 8, .G = 2, .S = 2, .T = 300, .D = 4};
+  const auto first = dropped_weights(few, dropping(0.5, 1, 7));
+  EXPECT_EQ(shared_zeros(first, dropped_weights(few, dropping(0.5, 1, 7))), 1.0);
+  EXPECT_NEAR(shared_zeros(first, dropped_weights(few, dropping(0.5, 1, 8))), 0.5, 0.03);
+  EXPECT_NEAR(shared_zeros(first, dropped_weights(few, dropping(0.5, 1, 0))), 0.5, 0.03);
+}
+
 TEST(AttentionDropout, what_is_dropped_at_a_smaller_p_is_dropped_at_a_larger) {
   EXPECT_EQ(shared_zeros(dropped_weights(usual, dropping(0.2)), dropped_weights(usual, dropping(0.6))), 1.0);
 }

@@ -143,6 +143,64 @@ TEST(AttentionExtremes, fillers_among_minus_infinity_share_the_row) {  // -inf i
     expect_biased(biases);
 }
 
+// What a score function returns: its lowest finite number is a score as any other, -infinity means never.
+
+template <class T>
+class AttentionFillers : public testing::Test {
+ protected:
+  static constexpr T lowest = std::numeric_limits<T>::lowest(), never = -std::numeric_limits<T>::infinity();
+  static constexpr Index keys = 1100;
+
+  /// Where every score is the lowest number or never, those of the lowest number share the weight among them. Few queries
+  /// and many; with weights asked for, which even few queries compute as many do.
+  template <class Live>
+  void expect_shared_among(const Live& live) {
+    const auto score = [&](T, Position at) { return live(at.key) ? lowest : never; };
+    for (const Index rows : few_and_many)
+      for (const bool weights : {false, true}) {
+        const auto in = random_inputs<T>({.B = 1, .H = 2, .G = 1, .S = rows, .T = keys, .D = 8, .Dv = 1}, 7);
+        const auto result =
+            scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, score, {.log_sum_exp = true, .weights = weights});
+        double sum = 0, count = 0;
+        for (Index t = 0; t < keys; ++t)
+          if (live(t)) sum += static_cast<double>(in.v(0, 0, t, 0)), ++count;
+        for (Index s = 0; s < rows; ++s) {
+          ASSERT_NEAR(result.output(0, 1, s, 0), count > 0 ? sum / count : 0.0, 1e-6) << rows << " rows";
+          const T log_sum_exp = result.log_sum_exp(0, 1, s);
+          if (count > 0) {
+            ASSERT_NEAR(log_sum_exp / lowest, T(1), std::numeric_limits<T>::epsilon());
+          } else {
+            ASSERT_EQ(log_sum_exp, never);
+          }
+        }
+      }
+  }
+};
+using Accumulators = testing::Types<float, double>;
+TYPED_TEST_SUITE(AttentionFillers, Accumulators);
+
+TYPED_TEST(AttentionFillers, TheLowestNumberOfAScoreFunctionIsANumber) {
+  this->expect_shared_among([](Index) { return true; });
+}
+
+TYPED_TEST(AttentionFillers, MinusInfinityOfAScoreFunctionIsNever) {
+  this->expect_shared_among([](Index) { return false; });
+}
+
+TYPED_TEST(AttentionFillers, TheLowestNumberWinsOverMinusInfinity) {
+  this->expect_shared_among([](Index key) { return key % 3 == 1; });
+}
+
+TYPED_TEST(AttentionFillers, TheLowestNumberOfAMaskIsANumber) {
+  for (const Index rows : few_and_many) {
+    auto in = random_inputs<TypeParam>({.B = 1, .H = 1, .G = 1, .S = rows, .T = 100, .D = 8, .Dv = 1}, 8);
+    in.v.setConstant(TypeParam(1));
+    const auto filler = filled<TypeParam, 1>({100}, this->lowest), nothing = filled<TypeParam, 1>({100}, this->never);
+    EXPECT_NEAR(scaled_dot_product_attention(in.q, in.k, in.v, filler).output(0, 0, 0, 0), 1.0, 1e-6);
+    EXPECT_EQ(scaled_dot_product_attention(in.q, in.k, in.v, nothing).output(0, 0, 0, 0), TypeParam(0));
+  }
+}
+
 TEST(AttentionExtremes, fillers_of_unlike_size) { expect_biased(many(lowest, {{20, -1e30F}, {930, -1e30F}})); }
 
 TEST(AttentionExtremes, an_infinite_score_is_nan_in_its_own_row) {

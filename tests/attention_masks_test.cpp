@@ -159,6 +159,42 @@ TEST(AttentionMask, callable_sees_batch_head_row_query_and_key) {
   }
 }
 
+/// A copy of x with its last two axes swapped in memory, and a gap between them, seen as x is.
+template <class T>
+struct Transposed {
+  explicit Transposed(const Tensor<T, 4>& x) {
+    const auto shape = attn::detail::shape_of(x);
+    const Index column = shape[2] + 3, plane = shape[3] * column;
+    memory = attn::detail::make_tensor<T, 1>({shape[0] * shape[1] * plane});
+    view = View<T, 4>(memory.data(), shape, {shape[1] * plane, plane, 1, column});
+    for (Index b = 0; b < shape[0]; ++b)
+      for (Index h = 0; h < shape[1]; ++h)
+        for (Index s = 0; s < shape[2]; ++s)
+          for (Index t = 0; t < shape[3]; ++t) view(b, h, s, t) = x(b, h, s, t);
+  }
+  Tensor<T, 1> memory;
+  View<T, 4> view;
+};
+
+TEST(AttentionMask, TransposedViewsGiveWhatPackedOnesGive) {
+  for (const Sizes& n : few_sizes) {
+    SCOPED_TRACE(testing::Message() << n);
+    const auto in = random_inputs<float>(n, 1);
+    const auto bias = random_tensor<float, 4>(n.scores(), 2);
+    Tensor<bool, 4> keep(bias.dimensions());
+    for (Index i = 0; i < bias.size(); ++i) keep.data()[i] = bias.data()[i] > -0.5F;
+    const Transposed<float> bias_apart(bias);
+    const Transposed<bool> keep_apart(keep);
+    const auto with = [&](const auto& mask, const auto& score) {
+      return attn::scaled_dot_product_attention(in.q, in.k, in.v, mask, score).output;
+    };
+    EXPECT_TRUE(same_bits(with(bias_apart.view, NoScore{}), with(bias, NoScore{})));
+    EXPECT_TRUE(same_bits(with(attn::KeepMask(keep_apart.view), NoScore{}), with(attn::KeepMask(keep), NoScore{})));
+    EXPECT_TRUE(
+        same_bits(with(attn::NoMask{}, attn::ScoreBias(bias_apart.view)), with(attn::NoMask{}, attn::ScoreBias(bias))));
+  }
+}
+
 /// A mask of the user's own: tokens see their own paragraph of 40.
 struct SameParagraph {
   [[nodiscard]] static bool keep(Position at) { return at.row / 40 == at.key / 40; }

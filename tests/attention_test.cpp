@@ -61,6 +61,21 @@ TEST(AttentionOptions, weights_and_log_sum_exp_over_many_sizes) {
     expect_attention(random_inputs<float>(n, ++seed), Causal{}, NoScore{}, plain_causal(n), same_score, options);
 }
 
+TEST(AttentionOptions, WeightsUnderAWindowStandAtTheirOwnKeys) {  // no window begins where a step of keys does
+  unsigned seed = 4200;
+  AttentionOptions options;
+  options.weights = true;
+  for (const Index width : {1, 23, 80})
+    for (const Sizes& n : many_sizes())
+      expect_attention(
+          random_inputs<float>(n, ++seed), attn::SlidingWindow(width, 2), NoScore{},
+          [=](Position at) {
+            const Index query = at.row + n.T - n.S;
+            return only_if(query - width < at.key && at.key <= query + 2);
+          },
+          same_score, options);
+}
+
 TEST(AttentionOptions, weights_of_a_row_sum_to_one_or_to_zero_where_it_has_no_key) {
   const Sizes n{.B = 2, .H = 2, .G = 1, .S = 40, .T = 31, .D = 8, .Dv = 4};  // the first 9 queries see nothing
   const auto in = random_inputs<float>(n, 3);

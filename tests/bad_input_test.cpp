@@ -128,6 +128,12 @@ TEST_F(BadInput, views_whose_last_axis_has_gaps) {
   out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 6, 2});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected a contiguous last axis"}));
 }
+TEST_F(BadInput, KeysOrValuesWhoseLastAxisHasGaps) {
+  const View<const float, 4> k_apart(k.data(), {2, 2, 5, 8}, {80, 40, 8, 2}),
+      v_apart(v.data(), {2, 2, 5, 6}, {60, 30, 6, 2});
+  EXPECT_TRUE(reads(refusal_into(all(), q, k_apart, v), {fn, "contiguous last axis"}));
+  EXPECT_TRUE(reads(refusal_into(all(), q, k, v_apart), {fn, "contiguous last axis"}));
+}
 TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
   AttentionOutputs<float> out = all();
   out.log_sum_exp = View<float, 3>(log_sum_exp.data(), {2, 4, 3}, {12, 3, 2});
@@ -279,6 +285,22 @@ TEST_F(BadInput, query_start_beyond_2_to_the_30) {
     options.query_start = start;
     EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
                       {fn, "query_start", "expected a position within 2^30", "got " + std::to_string(far)}));
+  }
+}
+
+TEST_F(BadInput, PositionsOfQueriesEndWithin2ToThe30) {  // the fixture has 3 queries
+  constexpr Index limit = Index{1} << 30;
+  AttentionOptions options;
+  for (const Index far : {limit, limit - 1, limit - 2, -limit - 1}) {
+    const std::array<Index, 2> start{far, 0};
+    options.query_start = start;
+    EXPECT_TRUE(
+        reads(refusal(NoMask{}, NoScore{}, options), {fn, "query_start", "2^30", "got " + std::to_string(far)}));
+  }
+  for (const Index near : {limit - 3, -limit}) {
+    const std::array<Index, 2> start{0, near};
+    options.query_start = start;
+    EXPECT_NO_THROW(attn::scaled_dot_product_attention_into(all(), q, k, v, NoMask{}, NoScore{}, options)) << near;
   }
 }
 

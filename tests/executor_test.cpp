@@ -244,6 +244,36 @@ TEST(ThreadPool, RunsLanesOnSeveralThreadsAtOnce) {
   pool.parallel_for(3, lane);
 }
 
+/// Whether a job of three lanes runs on three threads at once: each lane waits for the others, ten seconds at most.
+bool runs_on_three_threads(ThreadPool& pool) {
+  std::atomic<int> inside{0};
+  std::atomic<bool> late{false};
+  const auto lane = [&](int) {
+    ++inside;
+    for (int i = 0; i < 10000 && inside < 3 && !late; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (inside < 3) late = true;
+  };
+  pool.parallel_for(3, lane);
+  return !late;
+}
+
+TEST(ThreadPool, LendsItsThreadsToOneJobAfterTheOther) {
+  ThreadPool pool(3);
+  for (int job = 0; job < 5; ++job) ASSERT_TRUE(runs_on_three_threads(pool)) << "job " << job;
+}
+
+TEST(ThreadPool, LendsItsThreadsAfterACallFromWithinAndAnError) {
+  ThreadPool pool(3);
+  const UseExecutor use(pool);
+  const auto inner = [](int) {};
+  const auto outer = [&](int) { pool.parallel_for(5, inner); };
+  pool.parallel_for(7, outer);
+  ASSERT_TRUE(runs_on_three_threads(pool));
+  const auto throws = [](Index, int) { throw std::runtime_error("each"); };
+  EXPECT_THROW(attn::detail::for_each_task(9, 3, throws), std::runtime_error);
+  ASSERT_TRUE(runs_on_three_threads(pool));
+}
+
 TEST(ThreadPool, ManyShortJobsFollowEachOther) {
   ThreadPool pool(4);
   std::atomic<int> sum{0};
@@ -566,6 +596,40 @@ TEST(ForEachTask, AnExceptionReachesTheCallerAndThePoolLivesOn) {
     }
     expect_every_lane_once(*executor);
   }
+}
+
+TEST(ForEachTask, TasksNotYetBegunAreNotRunAfterAnException) {
+  Backwards
+      one_after_the_other;  // three lanes: the first to run meets the exception, the others must find nothing left
+  SerialExecutor serial;
+  for (Executor* executor : {static_cast<Executor*>(&one_after_the_other), static_cast<Executor*>(&serial)}) {
+    const UseExecutor use(*executor);
+    int ran = 0;
+    const auto throws_at_five = [&](Index task, int) {
+      ++ran;
+      if (task == 5) throw std::runtime_error("five");
+    };
+    EXPECT_THROW(for_each_task(1000, throws_at_five), std::runtime_error);
+    EXPECT_EQ(ran, 6) << executor->concurrency() << " lanes";
+  }
+}
+
+TEST(ForEachTask, AnExceptionStopsLanesThatAreAtWork) {
+  ThreadPool pool(2);
+  const UseExecutor use(pool);
+  std::atomic<bool> thrown{false};
+  std::atomic<int> after{0};
+  const auto task = [&](Index i, int) {
+    if (i == 0) {
+      thrown = true;
+      throw std::runtime_error("first");
+    }
+    while (!thrown) std::this_thread::yield();
+    ++after;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  EXPECT_THROW(for_each_task(2000, task), std::runtime_error);
+  EXPECT_LT(after, 1000);
 }
 
 TEST(ForEachTask, WhenAllTasksThrowOneExceptionArrives) {

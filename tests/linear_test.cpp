@@ -101,6 +101,23 @@ TYPED_TEST(LinearStoredLow, IsSummedInFloatAndRoundedOnce) {
   }
 }
 
+TYPED_TEST(LinearStoredLow,
+           SumsManyInputsForManyOutputs) {  // several stretches of inputs, several panels of outputs a task
+  attn::SerialExecutor serial;
+  const attn::UseExecutor use(serial);
+  for (const auto& [in, out, rows] :
+       {std::array<Index, 3>{600, 150, 20}, {1101, 97, 1}, {530, 49, 200}, {2049, 240, 3}}) {
+    const Linear<TypeParam> layer(in, out, true, 5);
+    const auto x = random_tensor<TypeParam, 2>({rows, in}, 6);
+    const auto y = layer(x);
+    const auto exact = plain<double>(layer, x);
+    for (Index i = 0; i < y.size(); ++i)
+      ASSERT_NEAR(static_cast<double>(y.data()[i]), exact.data()[i],
+                  attn_test::storage_error<TypeParam> * std::abs(exact.data()[i]) + 2e-6)
+          << in << " to " << out << ", row " << i / out << ", output " << i % out;
+  }
+}
+
 TEST(Linear, TakesTheLastAxisOfAnyRankTo4) {
   const Linear<float> layer(5, 3, true, 1);
   const auto x = random_tensor<float, 2>({24, 5}, 1);

@@ -342,6 +342,44 @@ TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
   EXPECT_LE(max_difference(output, attn_test::plain_linear<double>(module.out_proj(), context)), 2e-6);
 }
 
+TEST(LlamaAttention, TheAttentionDropoutDropsOtherWeightsInEveryCall) {
+  const LlamaAttentionConfig config{
+      .hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.5, .projection_dropout = 0.0, .seed = 5};
+  const LlamaAttention<float> module(config), same(config);
+  const auto x = random_tensor<float, 3>({2, 40, 24}, 1);
+  const auto first = module.forward_with_weights(x).weights, second = module.forward_with_weights(x).weights;
+  int dropped = 0, dropped_in_both = 0;
+  for (Index i = 0; i < first.size(); ++i) {
+    if (first.data()[i] != 0.F) continue;
+    ++dropped;
+    dropped_in_both += second.data()[i] == 0.F;
+  }
+  EXPECT_NEAR(dropped_in_both, 0.5 * dropped, 5 * std::sqrt(0.25 * dropped));
+  EXPECT_TRUE(same_bits(same.forward_with_weights(x).weights, first));
+  EXPECT_TRUE(same_bits(same.forward_with_weights(x).weights, second));
+
+  // Without weights, and with a query or two: other paths through the kernels count the same calls.
+  for (const Index rows : {40, 2}) {
+    const LlamaAttention<float> fresh(config);
+    const auto part = attn_test::rows_of(x, 0, rows);
+    EXPECT_GT(max_difference(fresh.forward(part), fresh.forward(part)), 1e-3);
+  }
+}
+
+TEST(LlamaAttention,
+     ItsTwoDropoutsDropIndependently) {  // of one seed, the first rows of both would drop the same places
+  constexpr Index n = 512;
+  const LlamaAttention<float> module(n, 1, 0.5);
+  const auto [output, weights] = module.forward_with_weights(random_tensor<float, 3>({1, n, n}, 1));
+  int dropped = 0, dropped_in_both = 0;
+  for (Index i = 0; i < n; ++i) {
+    if (weights(0, 0, 0, i) != 0.F) continue;
+    ++dropped;
+    dropped_in_both += output(0, 0, i) == 0.F;
+  }
+  EXPECT_NEAR(dropped_in_both, 0.5 * dropped, 5 * std::sqrt(0.25 * dropped));
+}
+
 TEST(LlamaAttention, DropoutOfOneLeavesNothing) {
   const auto x = random_tensor<float, 3>({1, 5, 24}, 1);
   EXPECT_EQ(largest(LlamaAttention<float>(24, 3, 1.0).forward(x)), 0.0);

@@ -66,6 +66,67 @@ TEST(Mask, keep_mask_and_additive_mask_align_their_axes_at_the_right) {
         }
 }
 
+// ---- Views whose elements do not lie packed: KeepMask, AdditiveMask and ScoreBias read by strides ----
+
+constexpr Sizes grid{.B = 2, .H = 3, .S = 4, .T = 5};
+
+/// Axes of [B,H,S,T], the last `Rank` of them, that lie in memory in the order `order`, `gap` elements apart.
+template <class T, int Rank>
+View<const T, Rank> strided(const T* memory, const std::array<std::size_t, std::size_t{Rank}>& order, Index gap) {
+  const std::array<Index, 4> whole = grid.scores();
+  typename View<const T, Rank>::Sizes shape{}, stride{};
+  std::copy_backward(whole.begin() + (4 - Rank), whole.end(), shape.end());
+  for (std::size_t i = order.size(); i-- > 0; gap *= shape[order[i]] + 1) stride[order[i]] = gap;
+  return {memory, shape, stride};
+}
+
+/// The masks and the bias made of this view hold, at every position, what the view does.
+template <int Rank>
+void expect_read_by_strides(const std::array<std::size_t, std::size_t{Rank}>& order, Index gap) {
+  const auto numbers = random_tensor<float, 1>({4000}, 1);
+  std::vector<char> flags;
+  for (Index i = 0; i < numbers.size(); ++i) flags.push_back(numbers(i) > 0.F ? 1 : 0);
+  const auto bias = strided<float, Rank>(numbers.data(), order, gap);
+  const auto keep = strided<bool, Rank>(reinterpret_cast<const bool*>(flags.data()), order, gap);
+  for (std::int32_t b = 0; b < grid.B; ++b)
+    for (std::int32_t h = 0; h < grid.H; ++h)
+      for (std::int32_t s = 0; s < grid.S; ++s)
+        for (std::int32_t t = 0; t < grid.T; ++t) {
+          const std::array<Index, 4> index{b, h, s, t};
+          Index offset = 0;
+          for (int axis = 0; axis < Rank; ++axis)
+            offset += index[static_cast<std::size_t>(4 - Rank + axis)] * bias.stride(axis);
+          const Position where{b, h, s, s + 1, t};
+          ASSERT_EQ(AdditiveMask(bias).bias(where), numbers(offset));
+          ASSERT_EQ(attn::ScoreBias(bias)(0.F, where), numbers(offset));
+          ASSERT_EQ(KeepMask(keep).keep(where), flags[static_cast<std::size_t>(offset)] != 0);
+        }
+}
+
+TEST(StridedMask, OfEveryRankIsReadInAnyOrderOfItsAxes) {
+  for (const Index gap : {1, 3}) {
+    expect_read_by_strides<1>({0}, gap);
+    expect_read_by_strides<2>({0, 1}, gap);
+    expect_read_by_strides<2>({1, 0}, gap);  // transposed
+    for (const auto& order : {std::array<std::size_t, 3>{0, 1, 2}, {2, 1, 0}, {1, 2, 0}})
+      expect_read_by_strides<3>(order, gap);
+    for (const auto& order : {std::array<std::size_t, 4>{0, 1, 2, 3}, {3, 2, 1, 0}, {0, 1, 3, 2}, {2, 0, 3, 1}})
+      expect_read_by_strides<4>(order, gap);
+  }
+}
+
+TEST(StridedMask, RepeatsAnAxisOfSize1WhateverItsStride) {
+  const auto numbers = random_tensor<float, 1>({100}, 1);
+  const View<const float, 3> bias(numbers.data(), {3, 1, 5}, {17, 999, 2});  // [H,1,T]
+  for (std::int32_t h = 0; h < grid.H; ++h)
+    for (std::int32_t s = 0; s < grid.S; ++s)
+      for (std::int32_t t = 0; t < grid.T; ++t) {
+        const Position where{1, h, s, s + 1, t};
+        ASSERT_EQ(AdditiveMask(bias).bias(where), numbers(17 * h + 2 * t));
+        ASSERT_EQ(attn::ScoreBias(bias)(0.F, where), numbers(17 * h + 2 * t));
+      }
+}
+
 TEST(Mask, additive_masks_joined_add_their_biases) {
   Tensor<float, 1> a(2), b(2);
   a.setValues({1, 2});

@@ -100,6 +100,22 @@ TEST(Softmax, LargeMagnitudesNeitherOverflowNorVanish) {
   EXPECT_LE(max_difference(Softmax<float>()(x), expected), attn_test::float_epsilon);
 }
 
+TEST(Softmax, TheLowestDoubleIsANumber) {
+  constexpr double lowest = std::numeric_limits<double>::lowest();
+  const auto row = [](double first, double others) {
+    Tensor<double, 1> x(11);
+    x.setConstant(others);
+    x(0) = first;
+    return Softmax<double>()(x);
+  };
+  const auto equal = row(lowest, lowest), above = row(lowest, -attn_test::infinity), below = row(lowest, -1e300);
+  for (Index c = 0; c < 11; ++c) {
+    EXPECT_DOUBLE_EQ(equal(c), 1.0 / 11.0);
+    EXPECT_EQ(above(c), c == 0 ? 1.0 : 0.0);
+    EXPECT_NEAR(below(c), c == 0 ? 0.0 : 0.1, 1e-15);
+  }
+}
+
 TEST(Softmax, ARowOfMinusInfinityGivesZeros) {
   for (const Index columns : {1, 3, 16, 17, 100}) {
     Tensor<float, 2> x = random_tensor<float, 2>({3, columns}, 3);
