@@ -15,6 +15,7 @@ install(FILES ${attn_BINARY_DIR}/attnConfig.cmake ${attn_BINARY_DIR}/attnConfigV
 
 # Relative to the .pc file itself, so that the installed tree can be moved.
 set(pkgconfig_dir ${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig)
-file(RELATIVE_PATH include_from_pkgconfig ${pkgconfig_dir} ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+file(RELATIVE_PATH prefix_from_pkgconfig ${pkgconfig_dir} ${CMAKE_INSTALL_PREFIX})
+file(RELATIVE_PATH include_from_prefix ${CMAKE_INSTALL_PREFIX} ${CMAKE_INSTALL_FULL_INCLUDEDIR})
 configure_file(cmake/attn.pc.in attn.pc @ONLY)
 install(FILES ${attn_BINARY_DIR}/attn.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)

@@ -7,6 +7,7 @@
 #include <attn/attn.hpp>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -26,7 +27,6 @@ namespace attn::examples {
 
 using Token = std::int32_t;
 inline constexpr Token begin_of_text = 1, end_of_text = 2;
-inline constexpr Token first_byte = 3;  // tokens 3 to 258 are the 256 single bytes
 
 template <class... Parts>
 [[noreturn]] void fail(std::string_view function, const Parts&... parts) {
@@ -273,7 +273,8 @@ class FileReader {
 /// Byte pair encoding, as llama2.c does it.
 class Tokenizer {
  public:
-  /// Reads a tokenizer of llama2.c. Errors: a file that is missing, truncated, or without the 256 bytes at 3 to 258.
+  /// Reads a tokenizer of llama2.c. Pieces that read "<0x00>" to "<0xFF>" are single bytes; a vocabulary of characters
+  /// has none. Errors: a file that is missing or truncated.
   explicit Tokenizer(const std::filesystem::path& path) {
     constexpr std::string_view fn = "Tokenizer";
     FileReader file(fn, path);
@@ -290,22 +291,19 @@ class Tokenizer {
       file.read(pieces_.back().data(), length);
       token_of_.emplace(pieces_.back(), static_cast<Token>(pieces_.size()) - 1);
     }
-    for (std::size_t byte = 0; byte < 256; ++byte) {
+    for (std::size_t byte = 0; byte < bytes_.size(); ++byte) {
       constexpr std::string_view hex = "0123456789ABCDEF";
-      const std::string expected{'<', '0', 'x', hex[byte / 16], hex[byte % 16], '>'};
-      const std::size_t at = first_byte + byte;
-      if (at >= pieces_.size() || pieces_[at] != expected)
-        fail(fn, "piece ", at, " in ", file.name(), ", expected ", expected, ", got ",
-             at < pieces_.size() ? '"' + pieces_[at] + '"' : "no such piece");
+      bytes_[byte] = find({'<', '0', 'x', hex[byte / 16], hex[byte % 16], '>'});
     }
   }
 
   [[nodiscard]] Index size() const { return std::ssize(pieces_); }
 
-  /// The tokens of a text, begin_of_text first. A text that is not empty is read as if a space stood before it.
+  /// The tokens of a text, begin_of_text first. A text that is not empty is read as if a space stood before it, where
+  /// the vocabulary has one. Errors: a character that is neither a piece nor bytes that are.
   [[nodiscard]] std::vector<Token> encode(std::string text) const {
     std::vector<Token> tokens{begin_of_text};
-    if (!text.empty()) text.insert(text.begin(), ' ');
+    if (!text.empty() && (find(" ") >= 0 || bytes_[' '] >= 0)) text.insert(text.begin(), ' ');
 
     // 1. One token for each UTF-8 code point, or, where there is none, one for each of its bytes.
     const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
@@ -315,7 +313,10 @@ class Tokenizer {
       if (const Token token = find(point); token >= 0) {
         tokens.push_back(token);
       } else {
-        for (std::size_t i = 0; i < length; ++i) tokens.push_back(first_byte + static_cast<Token>(byte(at + i)));
+        for (std::size_t i = at; i < at + length; ++i) {
+          tokens.push_back(bytes_[byte(i)]);
+          if (tokens.back() < 0) fail("Tokenizer::encode", "text, expected characters of the vocabulary, got ", point);
+        }
       }
     }
 
@@ -337,7 +338,8 @@ class Tokenizer {
   [[nodiscard]] std::string decode(Token previous, Token token) const {
     if (token < 0 || token >= size()) fail("Tokenizer::decode", "token, expected 0 to ", size() - 1, ", got ", token);
     const std::string& text = piece(token);
-    if (token >= first_byte && token < first_byte + 256) return {static_cast<char>(token - first_byte)};  // "<0x0A>"
+    const auto byte = std::find(bytes_.begin(), bytes_.end(), token);
+    if (byte != bytes_.end()) return {static_cast<char>(byte - bytes_.begin())};
     return previous == begin_of_text && text.starts_with(' ') ? text.substr(1) : text;
   }
 
@@ -351,6 +353,7 @@ class Tokenizer {
 
   std::vector<std::string> pieces_;
   std::vector<float> scores_;
+  std::array<Token, 256> bytes_{};  // their tokens, or -1
   std::unordered_map<std::string, Token> token_of_;
 };
 

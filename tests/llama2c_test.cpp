@@ -25,7 +25,6 @@ using attn::RotaryLayout;
 using attn::Tensor;
 using attn::View;
 using attn::examples::begin_of_text;
-using attn::examples::first_byte;
 using attn::examples::Llama;
 using attn::examples::LlamaCache;
 using attn::examples::load_checkpoint;
@@ -33,6 +32,8 @@ using attn::examples::Sampler;
 using attn::examples::Token;
 using attn::examples::Tokenizer;
 using Tokens = std::vector<Token>;
+
+constexpr Token first_byte = 3;  // of the tokenizers below, as of llama2.c's
 
 /// `function` throws attn::Error, and its text holds all the parts.
 template <class F>
@@ -92,14 +93,15 @@ struct TinyCheckpoint {
   Header header = tiny_header;
   std::vector<float> floats;
 
-  explicit TinyCheckpoint(bool tied = true) {
+  explicit TinyCheckpoint(bool tied = true, std::int32_t vocabulary = 263) {
+    header[5] = vocabulary;
     if (!tied) header[5] = -header[5];
     std::mt19937 words(7);
     const auto draw = [&](Index n, double mean, double spread) {
       for (Index i = 0; i < n; ++i)
         floats.push_back(static_cast<float>(mean + spread * (static_cast<double>(words()) * 0x1p-31 - 1.0)));
     };
-    const Index E = header[0], F = header[1], L = header[2], D = E / header[3], K = header[4] * D, V = 263;
+    const Index E = header[0], F = header[1], L = header[2], D = E / header[3], K = header[4] * D, V = vocabulary;
     draw(V * E, 0.0, 1.5);
     draw(L * E, 1.0, 0.5);
     draw(L * (2 * E * E + 2 * K * E), 0.0, 0.6);
@@ -117,15 +119,8 @@ struct TinyCheckpoint {
   }
 };
 
-// 259 pieces that every tokenizer has, a space, letters, and one pair.
-std::string tiny_tokenizer(std::vector<std::string> more = {" ", "a", "b", "ab"}) {
-  std::vector<std::string> pieces{"<unk>", "\n<s>\n", "\n</s>\n"};
-  for (int byte = 0; byte < 256; ++byte) {
-    char text[7];
-    std::snprintf(text, sizeof(text), "<0x%02X>", static_cast<unsigned>(byte));
-    pieces.emplace_back(text);
-  }
-  pieces.insert(pieces.end(), more.begin(), more.end());
+// A tokenizer file of these pieces, the shorter ones with the higher scores.
+std::string tokenizer_of(const std::vector<std::string>& pieces) {
   std::string result;
   const auto append = [&](auto number) { result.append(reinterpret_cast<const char*>(&number), sizeof(number)); };
   append(std::int32_t{7});
@@ -135,6 +130,18 @@ std::string tiny_tokenizer(std::vector<std::string> more = {" ", "a", "b", "ab"}
     result += piece;
   }
   return result;
+}
+
+// 259 pieces that most tokenizers have, a space, letters, and one pair.
+std::string tiny_tokenizer(const std::vector<std::string>& more = {" ", "a", "b", "ab"}) {
+  std::vector<std::string> pieces{"<unk>", "\n<s>\n", "\n</s>\n"};
+  for (int byte = 0; byte < 256; ++byte) {
+    char text[7];
+    std::snprintf(text, sizeof(text), "<0x%02X>", static_cast<unsigned>(byte));
+    pieces.emplace_back(text);
+  }
+  pieces.insert(pieces.end(), more.begin(), more.end());
+  return tokenizer_of(pieces);
 }
 
 class Llama2c : public testing::Test {
@@ -456,8 +463,9 @@ TEST_F(Llama2c, TokenizerTruncated) {
   const std::string bytes = tiny_tokenizer();
   for (std::size_t length = 0; length < 4; ++length)
     expect_error([&] { Tokenizer(file(bytes.substr(0, length))); }, {"is truncated, expected at least 4 bytes, got "});
-  for (std::size_t length = 4; length + 37 < bytes.size(); length += 11)  // 37 bytes are the last four pieces
-    expect_error([&] { Tokenizer(file(bytes.substr(0, length))); }, {"[attn::examples::Tokenizer] ", ", got "});
+  for (std::size_t length = 45; length + 37 < bytes.size(); length += 11)  // 37 bytes are the last four pieces
+    if ((length - 44) % 14 != 0)  // before each of the bytes, 4 + 4 + 6 bytes, one could end
+      expect_error([&] { Tokenizer(file(bytes.substr(0, length))); }, {"is truncated, expected ", ", got "});
   for (std::size_t cut = 1; cut < 10; ++cut)  // of the last piece, 4 + 4 + 2 bytes
     expect_error([&] { Tokenizer(file(bytes.substr(0, bytes.size() - cut))); },
                  {"is truncated, expected ", ", got " + std::to_string(bytes.size() - cut)});
@@ -480,10 +488,36 @@ TEST_F(Llama2c, TokenizerPieceLengths) {
   expect_error([&] { Tokenizer(file(bytes)); }, {"is truncated, expected "});
 }
 
-TEST_F(Llama2c, TokenizerWithoutTheBytes) {
-  std::string bytes = tiny_tokenizer();
-  bytes[bytes.find("<0x00>") + 4] = '1';
-  expect_error([&] { Tokenizer(file(bytes)); }, {"piece 3", "expected <0x00>, got \"<0x01>\""});
+TEST_F(Llama2c, CharacterVocabularyNeedsNoBytePieces) {
+  const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "b", "\xC3\xA9", "ab"})));
+  EXPECT_EQ(tokenizer.encode("b\xC3\xA9"), (Tokens{1, 3, 5, 6}));
+  EXPECT_EQ(tokenizer.encode("ab"), (Tokens{1, 3, 7}));
+  EXPECT_EQ(round_trip(tokenizer, "ab b\xC3\xA9"), "ab b\xC3\xA9");
+}
+
+TEST_F(Llama2c, VocabularyWithoutASpaceReadsATextAsItIs) {
+  const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", "a", "b"})));
+  EXPECT_EQ(tokenizer.encode("ba"), (Tokens{1, 4, 3}));
+}
+
+TEST_F(Llama2c, CharactersOutsideTheVocabularyAreRefused) {
+  const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "<0xC3>"})));
+  EXPECT_EQ(tokenizer.encode("a\xC3"), (Tokens{1, 3, 4, 5}));
+  for (const std::string bad : {"b", "\xC3\xA9"})
+    expect_error([&] { (void)tokenizer.encode("a" + bad); },
+                 {"[attn::examples::Tokenizer::encode]", "expected characters of the vocabulary, got " + bad});
+}
+
+TEST_F(Llama2c, CharacterVocabularyGenerates) {
+  const Llama llama = model(TinyCheckpoint(true, 6));
+  const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "b"})));
+  Sampler sampler(1.0F, 1.0F, 3);
+  std::string text;
+  const auto done =
+      attn::examples::generate(llama, tokenizer, sampler, "ab", 20, [&](const std::string& piece) { text += piece; });
+  EXPECT_EQ(done.prompt_tokens, 4);
+  EXPECT_GT(done.new_tokens, 0);
+  EXPECT_TRUE(text.starts_with("ab")) << text;
 }
 
 TEST_F(Llama2c, TokensOutsideTheTokenizerAreRefused) {

@@ -1,6 +1,7 @@
 // attn: attention on Eigen tensors. This is the one header to include.
 #pragma once
 
+#include "config.hpp"
 #include "version.hpp"
 #include "error.hpp"
 #include "math.hpp"

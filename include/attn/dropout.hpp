@@ -94,7 +94,7 @@ class Dropout {
       for (Index first = task * chunk, end = std::min(size, first + chunk); first < end; first += 64) {
         kernels.dropout_factors(
             factors, rule,
-            {static_cast<std::uint32_t>(first % (Index{1} << 32)), static_cast<std::uint32_t>(first >> 32), 0},
+            {static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(static_cast<std::uint64_t>(first) >> 32), 0},
             {4, 0, 0});
         for (Index i = 0; i < std::min<Index>(64, end - first); ++i) {
           const A factor = factors[i % 4 * 16 + i / 4];

@@ -1,6 +1,8 @@
 // Floor 0. The integer of shapes, and the one way in which attn refuses bad input.
 #pragma once
 
+#include "config.hpp"
+
 #include <array>
 #include <concepts>
 #include <cstddef>

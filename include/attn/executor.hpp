@@ -236,8 +236,8 @@ class EigenExecutor final : public Executor {
 
  private:
   template <class Pool>
-  static void run(Eigen::ThreadPoolInterface& interface, int count, LaneFunction lane) {
-    auto& pool = static_cast<Pool&>(interface);
+  static void run(Eigen::ThreadPoolInterface& given, int count, LaneFunction lane) {
+    auto& pool = static_cast<Pool&>(given);
     if (count <= 1 || pool.CurrentThreadId() >= 0) {  // from within the pool, waiting for it could wait forever
       detail::run_in_order(count, lane);
       return;

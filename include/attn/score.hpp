@@ -31,7 +31,7 @@ inline float tanh(float x) {
   p = p * square - 5.37397155531e-2F;
   p = p * square + 1.33314422036e-1F;
   p = p * square - 3.33332819422e-1F;
-  const float near = p * square * x + x;
+  const float by_polynomial = p * square * x + x;
 
   const float y = 2.F * (a < 10.F ? a : 10.F);  // tanh(10) is 1 in float
   const int n = static_cast<int>(y * 1.44269504F + 0.5F);
@@ -43,9 +43,9 @@ inline float tanh(float x) {
   e = e * r + 4.9999994206e-1F;
   e = e * r + 1.F;
   e = e * r + 1.F;
-  const float far = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
-  const float large = std::copysign(far, x);
-  return is_nan(x) ? x : a < 0.625F ? near : large;
+  const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
+  const float large = std::copysign(by_exponential, x);
+  return is_nan(x) ? x : a < 0.625F ? by_polynomial : large;
 }
 inline double tanh(double x) { return std::tanh(x); }
 

@@ -167,8 +167,9 @@ template <class X>
 template <class T, int Rank>
 [[nodiscard]] Tensor<T, Rank> make_tensor(const std::array<Index, static_cast<std::size_t>(Rank)>& shape) {
   checked_size<T>("Tensor", "shape", as_shape(shape));
-  Eigen::array<Index, static_cast<std::size_t>(Rank)> sizes{};
-  for (std::size_t axis = 0; axis < shape.size(); ++axis) sizes[axis] = shape[axis];
+  typename Tensor<T, Rank>::Dimensions sizes;  // in Eigen's index, which a program may have made another one
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    sizes[axis] = static_cast<typename Tensor<T, Rank>::Index>(shape[axis]);
   return Tensor<T, Rank>(sizes);
 }
 

@@ -42,20 +42,41 @@ enum class Isa : std::uint8_t {
 
 namespace detail {
 
-inline bool cpu_has(Isa isa) {
 #if ATTN_X86_TARGETS
-  __builtin_cpu_init();
+// By hand: __builtin_cpu_supports needs a variable of libgcc's, which macOS, musl and zig c++ do not link.
+
+/// What cpuid answers to a leaf; zeros where the CPU has no such leaf.
+struct CpuId {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (1U << 29)) != 0;
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
+
+  explicit CpuId(unsigned leaf) { static_cast<void>(__get_cpuid_count(leaf, 0, &a, &b, &c, &d)); }
+};
+
+/// The registers that the system keeps apart for each thread, as bits of XCR0.
+inline unsigned saved_registers() {
+  if ((CpuId(1).c & 1U << 27) == 0) return 0;  // OSXSAVE: the system has turned xgetbv on
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+inline bool cpu_has(Isa isa) {
+  constexpr unsigned fma = 1U << 12, avx = 1U << 28, f16c = 1U << 29;  // leaf 1, ecx
+  constexpr unsigned avx2 = 1U << 5;                                   // leaf 7, ebx, as those of AVX-512
+  constexpr unsigned avx512f = 1U << 16, avx512dq = 1U << 17, avx512cd = 1U << 28, avx512bw = 1U << 30,
+                     avx512vl = 1U << 31;
+  constexpr unsigned ymm = 0x6, zmm = 0xE6;  // XCR0: SSE and AVX; besides, masks and both halves of AVX-512
+  const auto has_all = [](unsigned word, unsigned bits) { return (word & bits) == bits; };
+  const unsigned saved = saved_registers(), extended = CpuId(7).b;
+  const bool v3 = has_all(saved, ymm) && has_all(CpuId(1).c, fma | avx | f16c) && has_all(extended, avx2);
   if (isa == Isa::avx2) return v3;
-  if (isa == Isa::avx512) return v4;
-#endif
+  if (isa == Isa::avx512)
+    return v3 && has_all(saved, zmm) && has_all(extended, avx512f | avx512dq | avx512cd | avx512bw | avx512vl);
   return isa == Isa::baseline;
 }
+#else
+inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
+#endif
 
 inline std::vector<Isa> find_isas() {
   std::vector<Isa> found;

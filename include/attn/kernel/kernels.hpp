@@ -130,7 +130,7 @@ inline constexpr A never = -std::numeric_limits<A>::max();
 template <class A>
 [[nodiscard]] inline bool is_zero(A x) {
   using Bits = std::conditional_t<sizeof(A) == 4, std::uint32_t, std::uint64_t>;
-  return std::bit_cast<Bits>(x) == 0;
+  return __builtin_bit_cast(Bits, x) == 0;
 }
 template <class A>
 [[nodiscard]] A log_sum_exp(A largest, A sum) {

@@ -32,9 +32,12 @@
 #if defined(__aarch64__)
 #define ATTN_VECTOR_REGISTERS 32
 #define ATTN_VECTOR_CONSTRAINT "w"
-#else
+#elif defined(__SSE2__)
 #define ATTN_VECTOR_REGISTERS 16
 #define ATTN_VECTOR_CONSTRAINT "x"
+#else
+#define ATTN_VECTOR_REGISTERS 16
+#define ATTN_VECTOR_CONSTRAINT "m"
 #endif
 namespace attn::kernel::baseline::inline ATTN_BASELINE {
 #include "body.inl"

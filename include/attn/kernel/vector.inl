@@ -144,8 +144,13 @@ bool scale_rows(A* x, Index x_row, Index rows, Index n, const A* factor) {
 template <class A, int... i>
 ATTN_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>& low, Vec<A>& high, std::integer_sequence<int, i...>) {
   constexpr int n = lanes<A>;
+#if __has_builtin(__builtin_shufflevector)
   low = __builtin_shufflevector(a, b, (i % 2 == 0 ? i / 2 : n + i / 2)...);
   high = __builtin_shufflevector(a, b, (i % 2 == 0 ? (n + i) / 2 : n + (n + i) / 2)...);
+#else  // g++ 11
+  low = __builtin_shuffle(a, b, Bits<A>{(i % 2 == 0 ? i / 2 : n + i / 2)...});
+  high = __builtin_shuffle(a, b, Bits<A>{(i % 2 == 0 ? (n + i) / 2 : n + (n + i) / 2)...});
+#endif
 }
 template <class A>
 ATTN_INLINE void transpose(Vec<A> (&rows)[lanes<A>]) {
