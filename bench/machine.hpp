@@ -68,6 +68,7 @@ inline double multiply_add(Index rounds) {
       sum = multiply_add_avx2(rounds), lanes = 8;
       break;
 #endif
+    case attn::Isa::baseline:
     default:
       sum = multiply_add_loop<Vector16>(rounds);
   }
@@ -85,6 +86,7 @@ inline void read(const float* from, Index n) {
       sum = read_avx2(from, n);
       break;
 #endif
+    case attn::Isa::baseline:
     default:
       sum = read_loop<Vector16>(from, n);
   }

@@ -32,7 +32,7 @@ inline void fill(float* data, Index size, std::uint32_t seed, double bound = 1.0
   }
 }
 template <int Rank>
-[[nodiscard]] Tensor<float, Rank> random(const std::type_identity_t<std::array<Index, Rank>>& shape,
+[[nodiscard]] Tensor<float, Rank> random(const std::type_identity_t<std::array<Index, std::size_t{Rank}>>& shape,
                                          std::uint32_t seed) {
   auto x = attn::detail::make_tensor<float, Rank>(shape);
   fill(x.data(), x.size(), seed);

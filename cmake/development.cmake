@@ -15,7 +15,9 @@ set(ATTN_SHARED_DATA_DIR ${attn_SOURCE_DIR}/../shared/data CACHE PATH
 
 # The library, every warning, and where the data lies. attn::attn is no SYSTEM library here, so its headers are held to
 # the same warnings; Eigen, GoogleTest and Benchmark are, so theirs are silent.
-set(ATTN_WARNINGS -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+# clang++ 14 has -Wcast-align=strict under the name of -Wcast-align.
+set(ATTN_WARNINGS -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wswitch-enum -Wcast-align
+  -Wcast-align=strict -Wno-unknown-warning-option)
 add_library(attn_development INTERFACE)
 target_link_libraries(attn_development INTERFACE attn::attn)
 target_compile_options(attn_development INTERFACE ${ATTN_WARNINGS})

@@ -67,7 +67,7 @@ class Reserved {
   ~Reserved() {
     if (memory_ != nullptr) munmap(memory_, bytes_);
   }
-  [[nodiscard]] float* data() const { return reinterpret_cast<float*>(memory_); }
+  [[nodiscard]] float* data() const { return static_cast<float*>(static_cast<void*>(memory_)); }
 
   /// A copy of x that begins right after a page that cannot be read, or ends right before one.
   static View<float, 4> guarded(std::vector<std::unique_ptr<Reserved>>& homes, const Tensor<float, 4>& x, bool at_end) {
@@ -78,7 +78,7 @@ class Reserved {
     std::byte* const begin = homes.back()->memory_;
     EXPECT_EQ(mprotect(begin, page, PROT_NONE), 0);
     EXPECT_EQ(mprotect(begin + page + room, page, PROT_NONE), 0);
-    auto* const data = reinterpret_cast<float*>(begin + page + (at_end ? room - bytes : 0));
+    auto* const data = static_cast<float*>(static_cast<void*>(begin + page + (at_end ? room - bytes : 0)));
     std::copy_n(x.data(), x.size(), data);
     return View<float, 4>(data, attn::detail::shape_of(x));
   }

@@ -285,7 +285,7 @@ inline Executor& default_executor() {
   };
   alignas(ThreadPool) static std::byte room[sizeof(ThreadPool)];
   static const Stop stop{::new (static_cast<void*>(room)) ThreadPool(detail::default_threads())};
-  return *std::launder(reinterpret_cast<ThreadPool*>(room));
+  return *stop.pool;
 }
 
 namespace detail {

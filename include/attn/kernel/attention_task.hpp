@@ -239,7 +239,7 @@ class AttentionTasks {
       k.copy = all.copies_k ? k_copy : nullptr;
       v.copy = all.copies_v ? v_copy : nullptr;
       if (all.copied > 1) {
-        auto* const ends = reinterpret_cast<Index*>(v_copy + (all.copies_v ? room * apart(p.Dv) : 0));
+        auto* const ends = static_cast<Index*>(static_cast<void*>(v_copy + (all.copies_v ? room * apart(p.Dv) : 0)));
         k.ends = all.copies_k ? ends : nullptr;
         v.ends = all.copies_v ? ends + all.copied : nullptr;
       }

@@ -83,7 +83,7 @@ class LinearTasks {
         weight = stored;
         if (columns == width) to = y, to_row = p.y_row;
       }
-      alignas(64) A bias[width] = {};
+      alignas(64) A bias[std::size_t{width}] = {};
       if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
 
       Product<A> product{x, x_row, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};

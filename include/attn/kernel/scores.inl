@@ -11,8 +11,8 @@ __attribute__((noinline)) void turn(A* to, Index to_row, const T* from, Index fr
       const T* in = from + row * from_row + column;
       A* out = to + column * to_row + row;
       Index in_row = from_row, out_row = to_row;
-      T edge_in[n * n];
-      A edge_out[n * n];
+      T edge_in[std::size_t{n * n}];
+      A edge_out[std::size_t{n * n}];
       if (height < n || width < n) {
         __builtin_memset(static_cast<void*>(edge_in), 0, sizeof edge_in);
         for (Index i = 0; i < height; ++i)
@@ -21,7 +21,7 @@ __attribute__((noinline)) void turn(A* to, Index to_row, const T* from, Index fr
         in = edge_in, in_row = n;
       }
       if (width < n) out = edge_out, out_row = n;
-      Vec<A> block[n];
+      Vec<A> block[std::size_t{n}];
       ATTN_UNROLL
       for (int i = 0; i < n; ++i, in += in_row) block[i] = load(in);
       transpose<A>(block);
@@ -34,14 +34,14 @@ __attribute__((noinline)) void turn(A* to, Index to_row, const T* from, Index fr
 }
 
 /// The sums of the lanes of n vectors, side by side in every n-th part of one vector: a tree of perfect shuffles.
-template <class A, int n>
+template <class A, std::size_t n>
 ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
   if constexpr (n == 1) {
     return v[0];
   } else {
     Vec<A> half[n / 2];
     ATTN_UNROLL
-    for (int i = 0; i < n / 2; ++i) {
+    for (std::size_t i = 0; i < n / 2; ++i) {
       Vec<A> low, high;
       interleave<A>(v[i], v[i + n / 2], low, high, std::make_integer_sequence<int, lanes<A>>{});
       half[i] = low + high;
@@ -61,10 +61,10 @@ __attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index r
   constexpr int n = lanes<A>, R = 2, K = n / R;
   for (Index t = 0; t < keys; t += K)
     for (Index r = 0; r < rows; r += R) {
-      const A* row[R];
+      const A* row[std::size_t{R}];
       ATTN_UNROLL
       for (int i = 0; i < R; ++i) row[i] = q + std::min<Index>(r + i, rows - 1) * D;
-      Vec<A> sum[n] = {};
+      Vec<A> sum[std::size_t{n}] = {};
       ATTN_UNROLL
       for (int j = 0; j < K; ++j) {
         const A* const key = k + std::min<Index>(t + j, keys - 1) * k_row;
@@ -74,7 +74,7 @@ __attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index r
           for (int i = 0; i < R; ++i) sum[i * K + j] += load(row[i] + d) * y;
         }
       }
-      A sums[n];
+      A sums[std::size_t{n}];
       store(sums, sum_lanes<A>(sum) * scale);
       for (Index i = 0; i < R && r + i < rows; ++i)
         __builtin_memcpy(s + (r + i) * s_row + t, sums + i * K, K * sizeof(A));
@@ -120,7 +120,7 @@ struct RulesOf {
   /// The score function on n scores, each a row or a key further than the one before.
   template <int row_step, int key_step, int n>
   static ATTN_INLINE void all(const Rules<A>& rules, A* s, Position first) {
-    alignas(64) A x[n];
+    alignas(64) A x[std::size_t{n}];
     __builtin_memcpy(x, s, sizeof x);
     for (std::int32_t i = 0; i < n; ++i) x[i] = live(score_of(rules, x[i], place<row_step, key_step>(first, i)));
     __builtin_memcpy(s, x, sizeof x);
@@ -131,14 +131,14 @@ struct RulesOf {
   template <int row_step, int key_step, int n>
   static ATTN_INLINE void some(const Rules<A>& rules, A* s, std::int32_t count, Position first, bool masked) {
     const M& mask = *static_cast<const M*>(rules.mask);
-    alignas(64) A x[n];
-    alignas(64) std::int32_t kept[n];  // -1 or 0
+    alignas(64) A x[std::size_t{n}];
+    alignas(64) std::int32_t kept[std::size_t{n}];  // -1 or 0
     const std::int32_t last = (count < n ? count : n) - 1;
     __builtin_memcpy(x, s, sizeof x);
     if (masked) {
       for (std::int32_t i = 0; i < n; ++i) {
         const bool keep = mask.keep(place<row_step, key_step>(first, i < last ? i : last));
-        kept[i] = keep & (i <= last) ? -1 : 0;
+        kept[i] = (keep & (i <= last)) ? -1 : 0;
       }
     } else {
       for (std::int32_t i = 0; i < n; ++i) kept[i] = i <= last ? -1 : 0;
@@ -151,7 +151,7 @@ struct RulesOf {
         return;
       }
       const A spare = x[stand_in];
-      alignas(64) A real[n];  // not x: g++ would store into it through a mask, and the next loop would wait for that
+      alignas(64) A real[std::size_t{n}];  // not x: g++ would store into it through a mask, and the next loop would wait for that
       for (std::int32_t i = 0; i < n; ++i) real[i] = kept[i] != 0 ? x[i] : spare;
       for (std::int32_t i = 0; i < n; ++i) {
         const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));

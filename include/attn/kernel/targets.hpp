@@ -96,37 +96,27 @@ namespace attn::kernel::inline ATTN_BASELINE {
 
 /// The functions of an instruction set.
 template <class T>
-[[nodiscard]] const Kernels<T>& kernels_of(Isa isa) {
-  switch (isa) {
+[[nodiscard]] const Kernels<T>& kernels_of([[maybe_unused]] Isa isa) {
 #if ATTN_X86_TARGETS
-    case Isa::avx512:
-      return avx512::kernels<T>;
-    case Isa::avx2:
-      return avx2::kernels<T>;
+  if (isa == Isa::avx512) return avx512::kernels<T>;
+  if (isa == Isa::avx2) return avx2::kernels<T>;
 #endif
-    default:
-      return baseline::kernels<T>;
-  }
+  return baseline::kernels<T>;
 }
 
 /// The softmax of a row: not in the table, which would compile it for everyone.
 template <class T>
-[[nodiscard]] auto softmax_row_of(Isa isa) -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
-  switch (isa) {
+[[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa) -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
 #if ATTN_X86_TARGETS
-    case Isa::avx512:
-      return avx512::softmax_row<T>;
-    case Isa::avx2:
-      return avx2::softmax_row<T>;
+  if (isa == Isa::avx512) return avx512::softmax_row<T>;
+  if (isa == Isa::avx2) return avx2::softmax_row<T>;
 #endif
-    default:
-      return baseline::softmax_row<T>;
-  }
+  return baseline::softmax_row<T>;
 }
 
 /// Binds a mask and a score function to an instruction set. Holds references: both must outlive the result.
 template <class A, class M, class F>
-[[nodiscard]] Rules<A> rules_of(Isa isa, const M& mask, const F& score) {
+[[nodiscard]] Rules<A> rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
   const auto cover = [](const Rules<A>& rules, const Block& block) {
     const Coverage coverage = static_cast<const M*>(rules.mask)->cover(block);
     return HasBias<M> && coverage == Coverage::full ? Coverage::mixed : coverage;  // the bias remains to be added

@@ -11,13 +11,13 @@ inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 /// loop. Each a is broadcast to N products, each b serves R. `next` and `mask` are told of at Tiles.
 template <class A, int R, int N>
 __attribute__((noinline)) void tile(const Product<A>& product, const char* next, Index mask) {
-  const A *a[R], *b = product.b;
+  const A *a[std::size_t{R}], *b = product.b;
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) a[r] = product.a + r * product.a_row;
   const Index a_step = product.a_step, b_row = product.b_row;
-  Vec<A> sum[R][N] = {};
+  Vec<A> sum[std::size_t{R}][std::size_t{N}] = {};
   for (Index i = product.depth, at = 0; i > 0; --i, at += a_step, b += b_row) {
-    Vec<A> column[N];
+    Vec<A> column[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) column[n] = load(b + n * lanes<A>);
     if ((i & mask) == 0) {
@@ -35,7 +35,7 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
   A* c = product.c;
   const A* before = product.before;
   const Index c_row = product.c_row, before_row = product.before_row;
-  Vec<A> factor[N];
+  Vec<A> factor[std::size_t{N}];
   ATTN_UNROLL
   for (int n = 0; n < N; ++n) factor[n] = load(product.factor + n * lanes<A>);
   if (before == nullptr) {

@@ -107,8 +107,8 @@ __attribute__((noinline)) void convert(To* to, const From* from, Index n) {
   Index i = 0;
   for (; i + step <= n; i += step) store(to + i, load(from + i));
   if (i < n) {
-    From in[step] = {};
-    To out[step];
+    From in[std::size_t{step}] = {};
+    To out[std::size_t{step}];
     __builtin_memcpy(in, from + i, static_cast<std::size_t>(n - i) * sizeof(From));
     store(out, load(in));
     __builtin_memcpy(to + i, out, static_cast<std::size_t>(n - i) * sizeof(To));
@@ -157,7 +157,7 @@ ATTN_INLINE void transpose(Vec<A> (&rows)[lanes<A>]) {
   constexpr int n = lanes<A>;
   ATTN_UNROLL
   for (int round = 1; round < n; round *= 2) {
-    Vec<A> next[n];
+    Vec<A> next[std::size_t{n}];
     ATTN_UNROLL
     for (int i = 0; i < n / 2; ++i)
       interleave<A>(rows[i], rows[i + n / 2], next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, n>{});
