@@ -321,4 +321,37 @@ TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that
   });
 }
 
+// Checks of single numbers, which -ffast-math would leave out if they were comparisons of floating-point numbers.
+template <class Make>
+bool refused(const Make& make) {
+  try {
+    make();
+  } catch (const attn::Error&) {
+    return true;
+  }
+  return false;
+}
+TEST(FastMathNumbers, RefusesNumbersThatAreNotFinite) {
+  for (const double x : {nan<double>(), minus_infinity<double>(), from_bits<double>(exponent_bits<double>)}) {
+    EXPECT_TRUE(refused([=] { attn::Dropout<float> dropout(x); }));
+    EXPECT_TRUE(refused([=] { attn::LlamaAttention<float> module(8, 2, x); }));
+    const auto rotary = [=](attn::RotaryScaling scaling) {
+      return refused([&] { attn::Rotary made(4, {.scaling = scaling}); });
+    };
+    EXPECT_TRUE(refused([=] { attn::Rotary made(4, {.theta = x}); }));
+    EXPECT_TRUE(rotary(attn::LinearScaling{x}));
+    EXPECT_TRUE(rotary(attn::DynamicNtkScaling{x, 10}));
+    EXPECT_TRUE(rotary(attn::Llama3Scaling{.low_frequency_factor = x}));
+    EXPECT_TRUE(rotary(attn::Llama3Scaling{.high_frequency_factor = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_fast = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_slow = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .attention_factor = x}));
+    EXPECT_TRUE(rotary(attn::LongRopeScaling{{1, x}, {1, 1}, 10, 2.0, {}}));
+    EXPECT_TRUE(rotary(attn::LongRopeScaling{{1, 1}, {1, 1}, 10, 2.0, x}));
+  }
+  EXPECT_TRUE(refused([] { attn::Rotary made(4, {.theta = 1e-300, .scaling = attn::LinearScaling{1e-300}}); }));
+  EXPECT_FALSE(
+      refused([] { attn::Rotary made(4, {.scaling = attn::YarnScaling{.factor = 2.0, .original_length = 10}}); }));
+}
+
 }  // namespace

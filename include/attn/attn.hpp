@@ -6,6 +6,7 @@
 #include "math.hpp"
 
 #include "mask.hpp"
+#include "sequence_length.hpp"
 #include "score.hpp"
 #include "philox.hpp"
 
