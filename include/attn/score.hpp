@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -44,8 +45,8 @@ inline float tanh(float x) {
   e = e * r + 1.F;
   e = e * r + 1.F;
   const float far = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
-  const float large = std::copysign(far, x);
-  return is_nan(x) ? x : a < 0.625F ? near : large;
+  const auto from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
+  return magnitude_bits(x) - from <= infinity - from ? std::copysign(far, x) : near;  // `near` of NaN is NaN
 }
 inline double tanh(double x) { return std::tanh(x); }
 
