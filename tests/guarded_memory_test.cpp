@@ -329,7 +329,8 @@ TYPED_TEST(GuardedMemory, BesideInputOutputAndCacheOfTheModule) {
                                           .num_attention_heads = 6,
                                           .num_key_value_heads = 2,
                                           .head_dim = 10,
-                                          .rotary = attn::RotaryConfig{}};
+                                          .rotary = attn::RotaryConfig{},
+                                          .seed = 1};
   const auto x = random_tensor<TypeParam, 3>({2, 5, 54}, 1), token = random_tensor<TypeParam, 3>({2, 1, 54}, 2);
   at_both_ends([&](GuardAt where) {
     const attn::LlamaAttention<TypeParam> ordinary(config);

@@ -138,7 +138,7 @@ struct RulesOf {
     if (masked) {
       for (std::int32_t i = 0; i < n; ++i) {
         const bool keep = mask.keep(place<row_step, key_step>(first, i < last ? i : last));
-        kept[i] = keep & (i <= last) ? -1 : 0;
+        kept[i] = (keep & (i <= last)) ? -1 : 0;
       }
     } else {
       for (std::int32_t i = 0; i < n; ++i) kept[i] = i <= last ? -1 : 0;
