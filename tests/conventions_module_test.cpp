@@ -9,6 +9,7 @@ using namespace attn_test;
 TEST(Conventions, dropout_is_off_in_eval) {
   const auto x = random_tensor<float, 3>({2, 7, 24}, 1);
   attn::LlamaAttention<float> with(24, 3, 0.5), without(24, 3, 0.0);
+  without.share(with);
   const auto expected = without.forward(x);
   with.eval();
   EXPECT_TRUE(same_bits(with.forward(x), expected));

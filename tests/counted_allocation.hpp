@@ -19,9 +19,11 @@
 namespace {
 std::atomic<bool> counting{false};
 std::atomic<int> allocations{0};
+std::atomic<int> failing{0};  // which allocation from now on fails; 0: none
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   if (counting) ++allocations;
+  if (failing > 0 && --failing == 0) throw std::bad_alloc();
   void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;

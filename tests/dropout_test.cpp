@@ -1,5 +1,6 @@
 #include "module_support.hpp"
 
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -163,11 +164,12 @@ TEST(Dropout, SameElementsForEveryTypeAndRank) {
 TEST(Dropout, ScalesInDoubleForDoubleAndRoundsOnceForHalf) {
   const auto x = random_tensor<double, 1>({100}, 4);
   const auto y = Dropout<double>(0.3, 8)(x);
-  for (Index i = 0; i < 100; ++i) EXPECT_DOUBLE_EQ(y(i), y(i) == 0.0 ? 0.0 : x(i) / 0.7);
+  const double scale = 0x1p32 / (0x1p32 - std::floor(0.3 * 0x1p32));  // p as the 32-bit threshold has it
+  for (Index i = 0; i < 100; ++i) EXPECT_DOUBLE_EQ(y(i), y(i) == 0.0 ? 0.0 : x(i) * scale);
   const auto low = attn_test::cast<Eigen::half>(x);
   const auto dropped = Dropout<Eigen::half>(0.3, 8)(low);
   for (Index i = 0; i < 100; ++i) {
-    const float product = y(i) == 0.0 ? 0.F : static_cast<float>(low(i)) * static_cast<float>(1.0 / 0.7);
+    const float product = y(i) == 0.0 ? 0.F : static_cast<float>(low(i)) * static_cast<float>(scale);
     EXPECT_EQ(static_cast<float>(dropped(i)), static_cast<float>(static_cast<Eigen::half>(product)));
   }
 }
@@ -217,6 +219,82 @@ TEST(Dropout, RefusesAnotherOutputShapeAndGapsBetweenRows) {
   expect_error([&] { Dropout<float>().forward_into(y, x); }, {"[attn::Dropout", "expected [2,3,8]", "got [2,8,3]"});
   expect_error([&] { Dropout<float>().forward_into(Tensor<float, 4>(2, 2, 3, 4), attn::split_heads(x, 2)); },
                {"[attn::Dropout", "packed"});
+}
+
+TEST(Dropout, LayersMadeAlikeDropUnlikeElements) {
+  const auto x = ones(256);
+  const Dropout<float> a(0.5), b(0.5), copy = a;
+  std::set<std::string> patterns{pattern(a(x)), pattern(b(x)), pattern(copy(x))};
+  std::vector<Dropout<float>> grown, filled(3, a);
+  for (int i = 0; i < 5; ++i) grown.emplace_back(0.5);
+  for (const auto& layers : {&grown, &filled})
+    for (const Dropout<float>& layer : *layers) patterns.insert(pattern(layer(x)));
+  Dropout<float> assigned(0.5, 7);
+  assigned = a;
+  patterns.insert(pattern(assigned(x)));
+  EXPECT_EQ(patterns.size(), 12U);
+}
+
+TEST(Dropout, ASeedThatWasGivenIsCopied) {
+  const auto x = ones(256);
+  const Dropout<float> a(0.5, 5);
+  (void)a(x);
+  Dropout<float> assigned(0.5), reseeded(0.5);
+  assigned = a;
+  reseeded.reseed(9);
+  const Dropout<float> copy = a, of_reseeded = reseeded;
+  const std::string second = pattern(a(x));
+  EXPECT_EQ(pattern(copy(x)), second);
+  EXPECT_EQ(pattern(assigned(x)), second);
+  EXPECT_EQ(pattern(of_reseeded(x)), pattern(Dropout<float>(0.5, 9)(x)));
+}
+
+TEST(Dropout, AMoveTakesTheRandomNumbersAlong) {
+  const auto x = ones(256);
+  for (const std::optional<std::uint64_t> seed : {std::optional<std::uint64_t>(), std::optional<std::uint64_t>(5)}) {
+    Dropout<float> a(0.5, seed);
+    const std::string first = pattern(a(x));
+    const attn::DropoutRule next = a.next_rule();
+    a.give_back(next);
+    Dropout<float> moved = std::move(a), assigned(0.1);
+    assigned = std::move(moved);
+    EXPECT_EQ(assigned.p(), 0.5);
+    const attn::DropoutRule rule = assigned.next_rule();
+    EXPECT_EQ(rule.seed, next.seed);
+    EXPECT_EQ(rule.call, 1U);
+    if (!seed) {
+      EXPECT_NE(a.next_rule().seed, next.seed);
+    }
+    a = assigned;  // what was moved from can be used and assigned to
+    EXPECT_EQ(a(x).size(), 256);
+  }
+}
+
+TEST(Dropout, AssignedToItselfStaysAsItWas) {
+  Dropout<float> a(0.5);
+  const attn::DropoutRule first = a.next_rule();
+  const Dropout<float>& same = a;
+  a = same;
+  const attn::DropoutRule second = a.next_rule();
+  EXPECT_EQ(second.seed, first.seed);
+  EXPECT_EQ(second.call, 1U);
+}
+
+TEST(Dropout, ChecksWithoutRunning) {
+  const Dropout<float> dropout(0.5, 1);
+  const attn::View<const float, 2> x(nullptr, {2, 4});
+  EXPECT_NO_THROW(dropout.check(attn::View<float, 2>(nullptr, {2, 4}), x));
+  expect_error(
+      [&] {
+        dropout.check(attn::View<float, 2>(nullptr, {2, 3}), x);
+      },
+      {"[attn::Dropout::forward] output", "expected [2,4]", "got [2,3]"});
+  expect_error(
+      [&] {
+        dropout.check(attn::View<float, 2>(nullptr, {2, 4}, {8, 1}), x);
+      },
+      {"[attn::Dropout::forward] views"});
+  EXPECT_EQ(dropout.next_rule().call, 0U);
 }
 
 }  // namespace

@@ -439,4 +439,27 @@ TYPED_TEST(FastMath, TheReferenceKeepsNanOfOneScore) {
   }
 }
 
+TEST(FastMathNumbers, RefusesNumbersThatAreNotFinite) {
+  for (const double x : {nan<double>(), minus_infinity<double>(), from_bits<double>(exponent_bits<double>)}) {
+    EXPECT_TRUE(refuses([=] { attn::Dropout<float> dropout(x); }));
+    EXPECT_TRUE(refuses([=] { attn::LlamaAttention<float> module(8, 2, x); }));
+    const auto rotary = [=](attn::RotaryScaling scaling) {
+      return refuses([&] { attn::Rotary made(4, {.scaling = scaling}); });
+    };
+    EXPECT_TRUE(refuses([=] { attn::Rotary made(4, {.theta = x}); }));
+    EXPECT_TRUE(rotary(attn::LinearScaling{x}));
+    EXPECT_TRUE(rotary(attn::DynamicNtkScaling{x, 10}));
+    EXPECT_TRUE(rotary(attn::Llama3Scaling{.low_frequency_factor = x}));
+    EXPECT_TRUE(rotary(attn::Llama3Scaling{.high_frequency_factor = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_fast = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_slow = x}));
+    EXPECT_TRUE(rotary(attn::YarnScaling{.factor = 2.0, .original_length = 10, .attention_factor = x}));
+    EXPECT_TRUE(rotary(attn::LongRopeScaling{{1, x}, {1, 1}, 10, 2.0, {}}));
+    EXPECT_TRUE(rotary(attn::LongRopeScaling{{1, 1}, {1, 1}, 10, 2.0, x}));
+  }
+  EXPECT_TRUE(refuses([] { attn::Rotary made(4, {.theta = 1e-300, .scaling = attn::LinearScaling{1e-300}}); }));
+  EXPECT_FALSE(
+      refuses([] { attn::Rotary made(4, {.scaling = attn::YarnScaling{.factor = 2.0, .original_length = 10}}); }));
+}
+
 }  // namespace

@@ -299,7 +299,7 @@ TEST(FlushSubnormals, ReachesAllHeadsOfDecoding) {
 
 TEST(FlushSubnormals, ReachesAllOfADropout) {
   const auto x = small_tensor<float, 2>({600, 500}, 1e-40);
-  expect_all_flushed([&] { return attn::Dropout<float>(0.01).forward(x); });
+  expect_all_flushed([&] { return attn::Dropout<float>(0.01, 1).forward(x); });
 }
 
 }  // namespace

@@ -5,15 +5,15 @@
 
 #ifdef ATTN_TEST_CAN_GUARD
 
-// attn's own memory is all aligned by operator new, and here guarded too. Not with a sanitizer that guards it better.
-#if defined(__SANITIZE_ADDRESS__)
-#define ATTN_TEST_ASAN 1
+// attn's own memory is all aligned by operator new, and here guarded too; not where a sanitizer replaces operator new.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define ATTN_TEST_SANITIZED_NEW 1
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ATTN_TEST_ASAN 1
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define ATTN_TEST_SANITIZED_NEW 1
 #endif
 #endif
-#ifndef ATTN_TEST_ASAN
+#ifndef ATTN_TEST_SANITIZED_NEW
 namespace {
 attn_test::GuardAt own_memory = attn_test::GuardAt::end;
 }
@@ -36,7 +36,7 @@ using attn::NoScore;
 /// Runs `call` on one thread, with scratch memory taken anew at a guarded page.
 template <class Call>
 void run_guarded([[maybe_unused]] GuardAt where, const Call& call) {
-#ifndef ATTN_TEST_ASAN
+#ifndef ATTN_TEST_SANITIZED_NEW
   own_memory = where;
 #endif
   attn::SerialExecutor serial;
@@ -329,7 +329,8 @@ TYPED_TEST(GuardedMemory, BesideInputOutputAndCacheOfTheModule) {
                                           .num_attention_heads = 6,
                                           .num_key_value_heads = 2,
                                           .head_dim = 10,
-                                          .rotary = attn::RotaryConfig{}};
+                                          .rotary = attn::RotaryConfig{},
+                                          .seed = 1};
   const auto x = random_tensor<TypeParam, 3>({2, 5, 54}, 1), token = random_tensor<TypeParam, 3>({2, 1, 54}, 2);
   at_both_ends([&](GuardAt where) {
     const attn::LlamaAttention<TypeParam> ordinary(config);

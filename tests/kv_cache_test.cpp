@@ -213,4 +213,76 @@ TEST(KvCache, HoldsEveryType) {
   EXPECT_TRUE(holds(Eigen::bfloat16()));
 }
 
+TEST(KvCache, RefusesSizesThatOverflow) {
+  constexpr Index huge = Index{1} << 62;
+  expect_error([] { KvCache<float> cache(1, 1, huge, 4); },
+               {"[attn::KvCache] keys [B,G,capacity,D]", "memory can hold", "got [1,1,4611686018427387904,4]"});
+  expect_error([] { KvCache<float> cache(1, 1, Index{1} << 40, 4, huge); },
+               {"[attn::KvCache] values [B,G,capacity,Dv]", "memory can hold"});
+  expect_error([] { KvCache<float> cache(0, 2, huge, 4); },
+               {"[attn::KvCache] keys", "memory can hold"});  // strides of nothing
+  expect_error([] { KvCache<float> cache(huge, 1, 0, 4); }, {"[attn::KvCache] batch", "memory can hold"});
+}
+
+TEST(KvCache, TakesViewsWhoseLastAxisHasGapsOrRepeats) {
+  KvCache<float> cache(B, G, 4, D, Dv);
+  const auto k = random_tensor<float, 4>({B, G, 2, 2 * D}, 1), v = random_tensor<float, 4>({B, G, 1, 1}, 2);
+  cache.append(View<const float, 4>(k.data(), {B, G, 2, D}, {G * 4 * D, 4 * D, 2 * D, 2}),
+               View<const float, 4>(v.data(), {B, G, 2, Dv}, {G, 1, 0, 0}));
+  for (Index b = 0; b < B; ++b)
+    for (Index g = 0; g < G; ++g)
+      for (Index t = 0; t < 2; ++t) {
+        for (Index d = 0; d < D; ++d) EXPECT_EQ(cache.keys()(b, g, t, d), k(b, g, t, 2 * d));
+        for (Index d = 0; d < Dv; ++d) EXPECT_EQ(cache.values()(b, g, t, d), v(b, g, 0, 0));
+      }
+}
+
+TEST(KvCache, WrittenTokensAreSeenOnRequestAndCountOnceCommitted) {
+  KvCache<float> cache(B, G, 10, D, Dv), appended(B, G, 10, D, Dv);
+  const Tokens first(3, 1), second(2, 2), never(4, 3);
+  cache.append(first.keys, first.values);
+  cache.roll_back(1, 2);
+  appended = cache;
+  const auto before = contents(cache);
+  cache.write(never.keys, never.values);
+  EXPECT_EQ(contents(cache), before);
+  cache.write(second.keys, second.values);
+  EXPECT_EQ(contents(cache), before);
+  EXPECT_EQ(cache.keys(2).shape(), (std::array<Index, 4>{B, G, 5, D}));
+  for (Index t = 0; t < 2; ++t) {
+    EXPECT_EQ(cache.keys(2)(0, 1, 3 + t, 4), second.keys(0, 1, t, 4));
+    EXPECT_EQ(cache.values(2)(1, 0, 1 + t, 3), second.values(1, 0, t, 3));  // behind its own tokens
+  }
+  cache.commit(2);
+  appended.append(second.keys, second.values);
+  EXPECT_EQ(contents(cache), contents(appended));
+  expect_error([&] { cache.commit(6); }, {"[attn::KvCache::append] capacity", "5 of 10"});
+  expect_error([&] { cache.commit(-1); }, {"[attn::KvCache::append] capacity"});
+  expect_error([&] { (void)cache.keys(6); }, {"[attn::KvCache::append] capacity"});
+  EXPECT_EQ(contents(cache), contents(appended));
+}
+
+TEST(KvCache, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {
+  KvCache<float> cache(B, G, 5, D, Dv);
+  const Tokens tokens(2, 1);
+  cache.append(tokens.keys, tokens.values);
+  const KvCache<float> copy = cache;
+  KvCache<float> moved = std::move(cache);
+  EXPECT_EQ(contents(moved), contents(copy));
+  for (const Index size :
+       {cache.batch(), cache.key_value_heads(), cache.capacity(), cache.head_size(), cache.value_size(),
+        cache.max_length(), static_cast<Index>(cache.lengths().size()), cache.keys().size(), cache.values().size()})
+    EXPECT_EQ(size, 0);
+  expect_error([&] { cache.append(tokens.keys, tokens.values); },
+               {"[attn::KvCache::append] keys", "expected [0,0,2,0]", "got [3,2,2,5]"});
+  expect_error([&] { (void)cache.length(0); }, {"[attn::KvCache::length]"});
+  cache.reset();
+  cache.roll_back(0);
+  cache = copy;
+  EXPECT_EQ(contents(cache), contents(copy));
+  cache = std::move(moved);
+  EXPECT_EQ(contents(cache), contents(copy));
+  EXPECT_EQ(moved.batch(), 0);
+}
+
 }  // namespace

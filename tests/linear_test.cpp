@@ -403,4 +403,69 @@ TEST(Linear, RefusesWeightsOfTheWrongShapeAndStaysAsItWas) {
   EXPECT_TRUE(same_bits(layer.weight(), weight));
 }
 
+TEST(Linear, RefusesSizesThatOverflow) {
+  constexpr Index huge = Index{1} << 62;
+  expect_error([] { Linear<float> layer(huge, 1); },
+               {"[attn::Linear] weight [out,in]", "memory can hold", "got [1,4611686018427387904]"});
+  expect_error([] { Linear<float> layer(1, huge); }, {"[attn::Linear] weight [out,in]", "memory can hold"});
+  expect_error([] { Linear<float> layer(huge, huge); }, {"[attn::Linear] weight [out,in]", "memory can hold"});
+  expect_error([] { Linear<float> layer(Index{1} << 60, 1); },
+               {"[attn::Linear] weight [out,in]", "memory can hold"});  // once padded
+  const float one = 1.F;
+  expect_error(
+      [&] {
+        Linear<float> layer(attn::View<const float, 2>(&one, {huge, huge}, {0, 0}));
+      },
+      {"[attn::Linear] weight", "memory can hold"});
+  expect_error(
+      [&] {
+        Linear<float> layer(attn::View<const float, 2>(&one, {-1, -1}));
+      },
+      {"[attn::Linear] weight", "at least 1", "got [-1,-1]"});
+}
+
+TEST(Linear, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {
+  Linear<float> layer(6, 5, true, 1);
+  const auto weight = layer.weight();
+  Linear<float> moved = std::move(layer);
+  EXPECT_TRUE(same_bits(moved.weight(), weight));
+  EXPECT_EQ(layer.in_features(), 0);
+  EXPECT_EQ(layer.out_features(), 0);
+  EXPECT_FALSE(layer.has_bias());
+  EXPECT_EQ(layer.weight().size(), 0);
+  EXPECT_EQ(layer.bias().size(), 0);
+  for (const Index width : {Index{6}, Index{0}})
+    expect_error([&] { return layer(Tensor<float, 2>(3, width)); }, {"[attn::Linear::forward]", "moved from"});
+  expect_error([&] { layer.share(moved); }, {"[attn::Linear::share]", "0 in and 0 out"});
+  expect_error([&] { moved.share(layer); }, {"[attn::Linear::share]", "got 0 in and 0 out"});
+  Tensor<float, 1> row(0);
+  expect_error([&] { layer.weight_row(0, row); }, {"[attn::Linear::weight_row]"});
+  expect_error([&] { layer.set_weight(weight); }, {"[attn::Linear::set_weight]", "expected [0,0]"});
+  expect_error([&] { layer.set_bias(Tensor<float, 1>(5)); }, {"[attn::Linear::set_bias]"});
+  const Linear<float> copy = layer;
+  EXPECT_EQ(copy.in_features(), 0);
+  EXPECT_FALSE(copy.shares_with(layer));
+  layer = moved;
+  EXPECT_TRUE(same_bits(layer.weight(), weight));
+  moved = std::move(layer);
+  EXPECT_TRUE(same_bits(moved.weight(), weight));
+}
+
+TEST(Linear, TwoMadeAlikeHaveWeightsOfTheirOwn) {
+  const Linear<float> a(30, 20), b(30, 20), seeded(30, 20, true, 0), same(30, 20, true, 0);
+  EXPECT_FALSE(same_bits(a.weight(), b.weight()));
+  EXPECT_FALSE(same_bits(a.bias(), b.bias()));
+  EXPECT_TRUE(same_bits(seeded.weight(), same.weight()));  // 0 is a seed like any other
+}
+
+TEST(Linear, ChecksWithoutRunning) {
+  const Linear<float> layer(4, 3);
+  const attn::View<const float, 2> x(nullptr, {2, 4});
+  const attn::View<float, 2> y(nullptr, {2, 3}), other(nullptr, {2, 4}), gaps(nullptr, {2, 3}, {6, 2});
+  EXPECT_NO_THROW(layer.check(y, x));
+  expect_error([&] { layer.check(other, x); }, {"[attn::Linear::forward] output", "expected [2,3]", "got [2,4]"});
+  expect_error([&] { layer.check(gaps, x); }, {"[attn::Linear::forward] views"});
+  expect_error([&] { layer.check(y, attn::View<const float, 2>(y)); }, {"[attn::Linear::forward] input", "got [2,3]"});
+}
+
 }  // namespace

@@ -25,6 +25,7 @@ constexpr double close = 1e-6;
 
 LlamaAttention<float> evaluating(LlamaAttentionConfig config) {
   config.hidden_size = E;
+  config.seed = 7;
   LlamaAttention<float> module(config);
   module.eval();
   return module;
@@ -251,7 +252,7 @@ TEST(Cache, OverflowIsAnErrorThatChangesNothing) {
 }
 
 TEST(Cache, ARefusedCallIsNoCallOfDropout) {
-  const LlamaAttentionConfig config{.hidden_size = E, .num_attention_heads = 6};
+  const LlamaAttentionConfig config{.hidden_size = E, .num_attention_heads = 6, .seed = 1};
   const LlamaAttention<float> a(config), b(config);
   const auto x = random_tensor<float, 3>({2, 5, E}, 1);
   auto small = a.make_cache(2, 4), cache_a = a.make_cache(2, 5), cache_b = b.make_cache(2, 5);
@@ -288,6 +289,51 @@ TEST(Cache, AnExceptionOfAUsersMaskLeavesItAsItWas) {
   const auto failing = [](attn::Position at) -> bool { return at.key == 107 ? throw std::runtime_error("mine") : true; };
   EXPECT_THROW((void)module.forward(x, failing, cache), std::runtime_error);
   EXPECT_EQ(contents(cache), before);
+}
+
+// ---- Rotary scalings that ask for the length: cached keys are turned once, for good ----
+
+std::vector<attn::RotaryScaling> scalings_by_length() {
+  return {attn::DynamicNtkScaling{4.0, 8}, attn::LongRopeScaling{{1, 1.5, 2, 2.5}, {4, 5, 6, 7}, 8, 4.0, {}}};
+}
+
+TEST(Cache, ThatMayOutgrowAScalingsOriginalLengthIsRefused) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling}});
+    const auto x = random_tensor<float, 3>({2, 4, E}, 1);
+    auto cache = module.make_cache(2, 9);
+    Tensor<float, 3> y = attn_test::filled<float, 3>({2, 4, E}, 42.F);
+    const Tensor<float, 3> before = y;
+    expect_error(
+        [&] { module.forward_into(y, x, Causal{}, cache); },
+        {"[attn::LlamaAttention::forward] cache", "expected RotaryConfig::length", "original_length = 8", "got 9"});
+    EXPECT_TRUE(same_bits(y, before));
+    EXPECT_EQ(cache.max_length(), 0);
+  }
+}
+
+TEST(Cache, WithinTheOriginalLengthGivesTheSameInPieces) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling}});
+    const auto x = random_tensor<float, 3>({2, 8, E}, 1);
+    auto cache = module.make_cache(2, 8);
+    EXPECT_LE(max_difference(in_pieces(module, x, {3, 1, 4}, cache), module.forward(x, Causal{})), close);
+  }
+}
+
+TEST(Cache, OfAFixedRotaryLengthGivesTheSameInPieces) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const auto module =
+        evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling, .length = 23}});
+    const auto by_length = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling}});
+    const auto x = random_tensor<float, 3>({2, 23, E}, 1);
+    const auto expected = module.forward(x, Causal{});
+    EXPECT_LE(max_difference(by_length.forward(x, Causal{}), expected), close);  // as that scaling, at that length
+    for (const std::vector<Index>& pieces : {std::vector<Index>(23, 1), {10, 13}}) {
+      auto cache = module.make_cache(2, 30);
+      EXPECT_LE(max_difference(in_pieces(module, x, pieces, cache), expected), close);
+    }
+  }
 }
 
 }  // namespace

@@ -3,7 +3,11 @@
 // tensor, a callable; each more is another instantiation per instruction set.
 #include "module_support.hpp"
 
+#include <optional>
+#include <set>
+#include <string>
 #include <thread>
+#include <utility>
 
 namespace {
 
@@ -465,10 +469,169 @@ TEST(LlamaAttention, RefusesWeightsOfTheWrongShape) {
 }
 
 TEST(LlamaAttention, ARefusedCallIsNoCallOfDropout) {
-  const LlamaAttention<float> a(32, 4, 0.5), b(32, 4, 0.5);
+  const LlamaAttentionConfig config{.hidden_size = 32, .num_attention_heads = 4, .seed = 1};
+  const LlamaAttention<float> a(config), b(config);
   const auto x = random_tensor<float, 3>({2, 7, 32}, 1);
   expect_error([&] { return a.forward(x, Tensor<float, 2>(7, 6)); }, {"does not broadcast"});
   EXPECT_TRUE(same_bits(a.forward(x), b.forward(x)));
+}
+
+TEST(LlamaAttention, RefusesSizesThatOverflow) {
+  constexpr Index huge = Index{1} << 62;
+  constexpr auto text = "memory can hold";
+  expect_error([] { LlamaAttention<float> module(huge, 1); }, {"[attn::LlamaAttention]", text, "got [1,"});
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = 4, .head_dim = huge}); },
+               {"[attn::LlamaAttention]", text});
+  expect_error([] { LlamaAttention<float> module({.hidden_size = 8, .num_attention_heads = huge, .head_dim = 8}); },
+               {"[attn::LlamaAttention]", text});
+  expect_error([] { LlamaAttention<float> module(Index{1} << 60, Index{1} << 60); }, {"[attn::LlamaAttention]", text});
+  expect_error(
+      [] { LlamaAttention<float> module({.hidden_size = Index{1} << 60, .num_attention_heads = 1, .head_dim = 1}); },
+      {text});  // padded
+}
+
+// ---- Seeds ----
+
+TEST(LlamaAttention, ModulesMadeAlikeAreUnlike) {
+  const LlamaAttention<float> a(24, 3, 0.5), b(24, 3, 0.5);
+  EXPECT_FALSE(same_bits(a.query().weight(), b.query().weight()));
+  EXPECT_FALSE(same_bits(a.out_proj().bias(), b.out_proj().bias()));
+  EXPECT_FALSE(a.config().seed.has_value());
+}
+
+/// Which elements of the output a module drops, and which weights.
+std::string dropped(const LlamaAttention<float>& module) {
+  const auto x = random_tensor<float, 3>({2, 9, 24}, 1);
+  const auto [output, weights] = module.forward_with_weights(x);
+  std::string text;
+  for (Index i = 0; i < output.size(); ++i) text += output.data()[i] == 0.F ? '0' : '1';
+  text += ' ';
+  for (Index i = 0; i < weights.size(); ++i) text += weights.data()[i] == 0.F ? '0' : '1';
+  return text;
+}
+
+TEST(LlamaAttention, LayersOfOneModelDropUnlikeElements) {
+  const LlamaAttention<float> a(24, 3, 0.5), copy = a;
+  LlamaAttention<float> assigned(24, 3, 0.5);
+  assigned = a;
+  const std::vector<LlamaAttention<float>> layers(3, a);
+  std::vector<std::string> outputs, weights;
+  for (const auto* module : {&a, &copy, &std::as_const(assigned), &layers[0], &layers[1], &layers[2]}) {
+    EXPECT_TRUE(same_bits(module->query().weight(), a.query().weight()));
+    const std::string text = dropped(*module);
+    outputs.push_back(text.substr(0, text.find(' ')));
+    weights.push_back(text.substr(text.find(' ')));
+  }
+  EXPECT_EQ((std::set<std::string>(outputs.begin(), outputs.end()).size()), outputs.size());
+  EXPECT_EQ((std::set<std::string>(weights.begin(), weights.end()).size()), weights.size());
+}
+
+TEST(LlamaAttention, ACopyKeepsASeedThatWasGiven) {
+  const LlamaAttention<float> a({.hidden_size = 24, .num_attention_heads = 3, .seed = 0}), copy = a;
+  EXPECT_EQ(dropped(copy), dropped(a));
+  EXPECT_EQ(copy.config().seed, std::optional<std::uint64_t>(0));
+}
+
+TEST(LlamaAttention, EveryBitOfTheSeedDecides) {
+  const auto weight = [](std::uint64_t seed) {
+    return LlamaAttention<float>({.hidden_size = 8, .num_attention_heads = 2, .seed = seed}).query().weight();
+  };
+  for (const int bit : {0, 1, 31, 32, 60, 61, 62, 63})
+    EXPECT_FALSE(same_bits(weight(0), weight(std::uint64_t{1} << bit))) << "bit " << bit;
+}
+
+// ---- Moves ----
+
+TEST(LlamaAttention, ThatWasMovedFromRefusesToRunAndCanBeAssignedTo) {
+  auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = RotaryConfig{}, .window = 4});
+  const auto x = random_tensor<float, 3>({2, 9, 24}, 1);
+  const auto expected = module.forward(x);
+  LlamaAttention<float> moved = std::move(module);
+  EXPECT_TRUE(same_bits(moved.forward(x), expected));
+  EXPECT_EQ(module.config().hidden_size, 0);
+  EXPECT_EQ(module.config().num_attention_heads, 0);
+  EXPECT_FALSE(module.config().rotary.has_value());
+  for (const Index width : {Index{24}, Index{0}})
+    expect_error([&] { return module.forward(Tensor<float, 3>(2, 9, width)); },
+                 {"[attn::LlamaAttention::forward] module", "moved from"});
+  expect_error([&] { return module.forward_with_weights(x); }, {"moved from"});
+  expect_error([&] { module.share(moved); }, {"[attn::LlamaAttention::share]"});
+  expect_error([&] { moved.share(module); }, {"[attn::LlamaAttention::share]"});
+  LlamaAttention<float> other = module;
+  expect_error([&] { module.share(other); }, {"[attn::LlamaAttention::share] module", "moved from"});
+  expect_error([&] { return module.make_cache(1, 4); }, {"[attn::KvCache]"});
+  module.train();
+  module = moved;
+  EXPECT_TRUE(same_bits(module.forward(x), expected));
+  moved = std::move(module);
+  EXPECT_TRUE(same_bits(moved.forward(x), expected));
+}
+
+// ---- Rotary scalings that ask for the length ----
+
+std::vector<RotaryConfig> rotary_by_length() {
+  return {RotaryConfig{.scaling = attn::DynamicNtkScaling{4.0, 8}},
+          RotaryConfig{.scaling = attn::LongRopeScaling{{1, 1.5, 2, 2.5}, {4, 5, 6, 7}, 8, 4.0, {}}}};
+}
+
+/// Sequences of 10, 24 and 6 tokens beside each other, the rest padded with NaN.
+struct Ragged {
+  std::vector<Index> lengths{10, 24, 6};
+  Tensor<float, 3> x = random_tensor<float, 3>({3, 24, 24}, 1);
+  Tensor<float, 3> padded = x;
+  Ragged() {
+    for (Index b = 0; b < 3; ++b)
+      for (Index s = lengths[static_cast<std::size_t>(b)]; s < 24; ++s)
+        for (Index e = 0; e < 24; ++e) padded(b, s, e) = std::numeric_limits<float>::quiet_NaN();
+  }
+  void expect_each_as_alone(const LlamaAttention<float>& module, const Tensor<float, 3>& y) const {
+    for (Index b = 0; b < 3; ++b) {
+      const Index n = lengths[static_cast<std::size_t>(b)];
+      const auto alone = module.forward(attn_test::slice(x, b, 0, n), Causal{});
+      EXPECT_LE(max_difference(attn_test::slice(y, b, 0, n), alone), 1e-6) << "sequence of " << n;
+    }
+  }
+};
+
+TEST(LlamaAttentionLengths, APaddedSequenceGivesWhatItGivesAlone) {
+  const Ragged ragged;
+  for (const RotaryConfig& rotary : rotary_by_length()) {
+    const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
+    ragged.expect_each_as_alone(module, module.forward(ragged.padded, Causal{} & attn::Padding(ragged.lengths)));
+    ragged.expect_each_as_alone(module, module.forward(ragged.padded, attn::Padding(ragged.lengths) & Causal{}));
+  }
+}
+
+TEST(LlamaAttentionLengths, PaddingMayBeATensor) {
+  Ragged ragged;
+  Tensor<float, 4> bias(3, 1, 24, 24);
+  for (Index b = 0; b < 3; ++b)
+    for (Index s = 0; s < 24; ++s)
+      for (Index t = 0; t < 24; ++t)
+        bias(b, 0, s, t) =
+            t <= s && t < ragged.lengths[static_cast<std::size_t>(b)] ? 0.F : -std::numeric_limits<float>::infinity();
+  for (const RotaryConfig& rotary : rotary_by_length()) {
+    const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
+    ragged.expect_each_as_alone(module, module.forward(ragged.x, bias));
+  }
+}
+
+TEST(LlamaAttentionLengths, PaddingAtTheLeftGivesTheSame) {
+  for (const RotaryConfig& rotary : rotary_by_length()) {
+    const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
+    const auto x = random_tensor<float, 3>({1, 24, 24}, 1);
+    const auto right_part = [](Position at) { return at.key >= 14; };
+    const auto y = module.forward(x, Causal{} & right_part);
+    EXPECT_LE(max_difference(attn_test::rows_of(y, 14, 10), module.forward(attn_test::rows_of(x, 14, 10), Causal{})),
+              1e-6);
+  }
+}
+
+TEST(LlamaAttentionLengths, EqualTheDefinitionWithoutPadding) {
+  for (const RotaryConfig& rotary : rotary_by_length()) {
+    const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
+    for (const Index S : {5, 8, 9, 24}) expect_definition(module, random_tensor<float, 3>({2, S, 24}, 1), Causal{});
+  }
 }
 
 }  // namespace

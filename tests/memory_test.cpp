@@ -245,4 +245,20 @@ TEST(SteadyState, TheWorkspaceDoesNotGrowFromCallToCall) {
   EXPECT_EQ(Workspace::current().capacity(), capacity);
 }
 
+TEST(EmptyWhenMoved, LeavesADefaultValueBehind) {
+  using Value = attn::detail::EmptyWhenMoved<std::array<int, 2>>;
+  Value a(std::array<int, 2>{3, 4});
+  Value b = std::move(a);
+  EXPECT_EQ(*b, (std::array<int, 2>{3, 4}));
+  EXPECT_EQ(*a, (std::array<int, 2>{0, 0}));
+  a = std::move(b);
+  EXPECT_EQ(*a, (std::array<int, 2>{3, 4}));
+  EXPECT_EQ(*b, (std::array<int, 2>{0, 0}));
+  Value& same = a;
+  a = std::move(same);
+  EXPECT_EQ(*a, (std::array<int, 2>{3, 4}));
+  b = a;
+  EXPECT_EQ(*b, *a);
+}
+
 }  // namespace

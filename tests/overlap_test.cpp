@@ -30,7 +30,8 @@ struct Strided {
     for (std::size_t axis = 0; axis < shape.size(); ++axis) {
       std::vector<std::uintptr_t> next;
       for (const std::uintptr_t from : all)
-        for (Index i = 0; i < shape[axis]; ++i) next.push_back(from + static_cast<std::uintptr_t>(i * stride[axis] * bytes));
+        for (Index i = 0; i < shape[axis]; ++i)
+          next.push_back(from + static_cast<std::uintptr_t>(i * stride[axis] * bytes));
       all = next;
     }
     return all;
@@ -89,13 +90,13 @@ TEST(Distinct, AViewThatRepeatsAnElementIsNot) {
     return detail::is_distinct(x.layout());
   };
   EXPECT_TRUE(distinct({2, 3, 4}, {12, 4, 1}));
-  EXPECT_TRUE(distinct({2, 3, 4}, {4, 8, 1}));     // axes in another order
-  EXPECT_TRUE(distinct({2, 3, 4}, {100, 9, 2}));   // gaps
-  EXPECT_TRUE(distinct({1, 3, 1}, {0, 1, 0}));     // an axis of size 1 repeats nothing
-  EXPECT_TRUE(distinct({0, 3}, {0, 0}));           // nothing is reached
+  EXPECT_TRUE(distinct({2, 3, 4}, {4, 8, 1}));    // axes in another order
+  EXPECT_TRUE(distinct({2, 3, 4}, {100, 9, 2}));  // gaps
+  EXPECT_TRUE(distinct({1, 3, 1}, {0, 1, 0}));    // an axis of size 1 repeats nothing
+  EXPECT_TRUE(distinct({0, 3}, {0, 0}));          // nothing is reached
   EXPECT_FALSE(distinct({2, 3}, {0, 1}));
   EXPECT_FALSE(distinct({2, 3}, {3, 0}));
-  EXPECT_FALSE(distinct({2, 3}, {2, 1}));          // the last of one row is the first of the next
+  EXPECT_FALSE(distinct({2, 3}, {2, 1}));  // the last of one row is the first of the next
   EXPECT_FALSE(distinct({2, 2}, {1, 1}));
 }
 

@@ -1,6 +1,7 @@
 #include "module_support.hpp"
 
 #include <set>
+#include <thread>
 
 namespace {
 
@@ -76,6 +77,27 @@ TEST(DropoutRule, EveryArgumentMatters) {
                                        pattern(1, 0, 0, 0, 64)};
   EXPECT_EQ(patterns.size(), 7U);
   EXPECT_EQ(pattern(1, 0, 0, 0, 0), pattern(1, 0, 0, 0, 0));
+}
+
+// The first outputs of the published generator with state 0.
+TEST(Seeds, SplitMix64GivesItsPublishedNumbers) {
+  constexpr std::uint64_t step = 0x9E3779B97F4A7C15U;
+  EXPECT_EQ(attn::splitmix64(0), 0xE220A8397B1DCDAFU);
+  EXPECT_EQ(attn::splitmix64(step), 0x6E789E6AA1B965F4U);
+  EXPECT_EQ(attn::splitmix64(2 * step), 0x06C45D188009454FU);
+}
+
+TEST(Seeds, FreshOnesDifferAlsoAcrossThreads) {
+  std::vector<std::vector<std::uint64_t>> drawn(4);
+  std::vector<std::thread> threads;
+  for (auto& seeds : drawn)
+    threads.emplace_back([&seeds] {
+      for (int i = 0; i < 500; ++i) seeds.push_back(attn::fresh_seed());
+    });
+  for (std::thread& thread : threads) thread.join();
+  std::set<std::uint64_t> all;
+  for (const auto& seeds : drawn) all.insert(seeds.begin(), seeds.end());
+  EXPECT_EQ(all.size(), 2000U);
 }
 
 }  // namespace

@@ -34,7 +34,8 @@ Answer formula(const Inputs<double>& in, const PlainMask& mask, const PlainScore
                                              static_cast<std::uint32_t>(options.seed >> 32)};
       const auto words = attn::philox4x32(
           {static_cast<std::uint32_t>(at.key / 4), static_cast<std::uint32_t>(at.row), plane, options.call}, key);
-      p *= words[static_cast<std::size_t>(at.key % 4)] < options.dropout * 0x1p32 ? 0 : 1 / (1 - options.dropout);
+      const double threshold = std::floor(options.dropout * 0x1p32);
+      p *= words[static_cast<std::size_t>(at.key % 4)] < threshold ? 0 : 0x1p32 / (0x1p32 - threshold);
     }
     for (Index d = 0; d < n.Dv; ++d)
       a.output(at.batch, at.head, at.row, d) += p * in.v(at.batch, key_value_head(at), at.key, d);

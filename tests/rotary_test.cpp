@@ -176,8 +176,8 @@ TEST(RotaryScaling, LongRopeChoosesItsFactorsByLength) {
   EXPECT_LE(max_difference(turned(rotary, x, 99), turned(Rotary(4), x, 99)), 1e-6);
   EXPECT_LE(max_difference(turned(rotary, x, 100), turned(Rotary(4), x, 25)), 1e-6);
   auto told = x;  // the same position, told that the sequence is longer
-  const std::array<Index, 1> start{80};
-  rotary.apply(told, start, 101);
+  const std::array<Index, 1> start{80}, length{101};
+  rotary.apply(told, start, length);
   EXPECT_LE(max_difference(told, turned(Rotary(4), x, 20)), 1e-6);
 }
 
@@ -191,6 +191,139 @@ TEST(RotaryScaling, AttentionFactorIsOneButForYarnAndLongRope) {
   EXPECT_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 4096, .attention_factor = 1.5}})
                 .attention_factor(),
             1.5);
+}
+
+/// Hugging Face's _compute_yarn_parameters, written down again.
+std::vector<double> yarn_frequencies(Index D, double theta, const attn::YarnScaling& s) {
+  const auto dim = static_cast<double>(D), length = static_cast<double>(s.original_length);
+  const auto correction_dim = [&](double rotations) {
+    return dim * std::log(length / (rotations * 2.0 * std::acos(-1.0))) / (2.0 * std::log(theta));
+  };
+  double low = correction_dim(s.beta_fast), high = correction_dim(s.beta_slow);
+  if (s.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1.0);
+  if (low == high) high += 0.001;
+  std::vector<double> result;
+  for (Index i = 0; i < D / 2; ++i) {
+    const double frequency = 1.0 / std::pow(theta, 2.0 * static_cast<double>(i) / dim);
+    const double ramp = std::min(std::max((static_cast<double>(i) - low) / (high - low), 0.0), 1.0);
+    result.push_back(frequency / s.factor * ramp + frequency * (1.0 - ramp));
+  }
+  return result;
+}
+
+TEST(RotaryScaling, YarnFollowsItsPublishedFormula) {
+  struct Case {
+    const char* what;
+    double theta;
+    attn::YarnScaling scaling;
+  };
+  for (const Case& c : {
+           Case{"a ramp within", 10000.0, {.factor = 4.0, .original_length = 4096}},
+           Case{"both ends of the ramp at 0", 10000.0, {.factor = 4.0, .original_length = 2}},
+           Case{"the ramp's end past the last dimension",
+                10.0,
+                {.factor = 4.0, .original_length = 1000000, .beta_fast = 1e6}},
+           Case{"the same, not rounded",
+                10.0,
+                {.factor = 4.0, .original_length = 1000000, .beta_fast = 1e6, .truncate = false}},
+           Case{"an end below its beginning", 10.0, {.factor = 4.0, .original_length = 1000000}},
+       }) {
+    const Index D = 8;
+    const auto expected = yarn_frequencies(D, c.theta, c.scaling);
+    std::vector<double> got(expected.size());
+    Rotary(D, {.theta = c.theta, .scaling = c.scaling}).frequencies(0, got);
+    for (std::size_t i = 0; i < got.size(); ++i)
+      EXPECT_NEAR(got[i], expected[i], 1e-13 * expected[i]) << c.what << ", pair " << i;
+  }
+}
+
+// ---- Sequences of unlike length ----
+
+std::vector<attn::RotaryScaling> scalings_by_length() {
+  return {attn::DynamicNtkScaling{2.0, 8},
+          attn::LongRopeScaling{{1.0, 1.5, 2.0, 2.5}, {4.0, 5.0, 6.0, 7.0}, 8, 4.0, {}}};
+}
+
+/// Batch entry b of x.
+Tensor<float, 4> entry(const Tensor<float, 4>& x, Index b) {
+  return x.slice(Eigen::array<Index, 4>{b, 0, 0, 0},
+                 Eigen::array<Index, 4>{1, x.dimension(1), x.dimension(2), x.dimension(3)});
+}
+
+TEST(RotaryLengths, ASequenceIsTurnedByItsOwnLengthAlone) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const Rotary rotary(8, {.scaling = scaling});
+    const auto x = random_tensor<float, 4>({4, 2, 24, 8}, 1);
+    const std::array<Index, 4> start{0, 0, 0, 3}, lengths{10, 24, 5, 10};
+    auto y = x;
+    rotary.apply(y, start, lengths);
+    for (Index b = 0; b < 4; ++b) {
+      auto alone = entry(x, b);
+      rotary.apply(alone, std::span(start).subspan(static_cast<std::size_t>(b), 1),
+                   std::span(lengths).subspan(static_cast<std::size_t>(b), 1));
+      EXPECT_TRUE(same_bits(entry(y, b), alone)) << "batch entry " << b;
+    }
+    auto longer = entry(x, 2);
+    rotary.apply(longer, std::span(start).first(1), std::span(lengths).subspan(1, 1));
+    EXPECT_GT(max_difference(longer, entry(y, 2)), 1e-2);
+  }
+}
+
+TEST(RotaryLengths, AreTheLastPositionOfEachUnlessTold) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const Rotary rotary(8, {.scaling = scaling});
+    const auto x = random_tensor<float, 4>({2, 1, 4, 8}, 1);
+    const std::array<Index, 2> start{0, 20}, lengths{4, 24};
+    auto y = x, told = x;
+    rotary.apply(y, start);
+    rotary.apply(told, start, lengths);
+    EXPECT_TRUE(same_bits(y, told));
+  }
+}
+
+TEST(RotaryLengths, AFixedOneReplacesThem) {
+  for (const attn::RotaryScaling& scaling : scalings_by_length()) {
+    const Rotary by_length(8, {.scaling = scaling}), fixed(8, {.scaling = scaling, .length = 24});
+    const auto x = random_tensor<float, 4>({1, 1, 4, 8}, 1);
+    const std::array<Index, 1> start{0}, length{24}, other{100};
+    auto y = x, told = x;
+    by_length.apply(y, start, length);
+    fixed.apply(told, start, other);
+    EXPECT_TRUE(same_bits(y, told));
+    EXPECT_EQ(by_length.same_up_to(), 8);
+    EXPECT_EQ(fixed.same_up_to(), std::numeric_limits<Index>::max());
+  }
+}
+
+TEST(RotaryLengths, DoNotMatterToTheOtherScalings) {
+  for (const attn::RotaryScaling& scaling :
+       {attn::RotaryScaling{}, attn::RotaryScaling{attn::LinearScaling{2.0}},
+        attn::RotaryScaling{attn::Llama3Scaling{}},
+        attn::RotaryScaling{attn::YarnScaling{.factor = 2.0, .original_length = 8}}}) {
+    const Rotary rotary(8, {.scaling = scaling});
+    const auto x = random_tensor<float, 4>({1, 1, 20, 8}, 1);
+    const std::array<Index, 1> start{0}, length{1000};
+    auto y = x, told = x;
+    rotary.apply(y, start);
+    rotary.apply(told, start, length);
+    EXPECT_TRUE(same_bits(y, told));
+    EXPECT_EQ(rotary.same_up_to(), std::numeric_limits<Index>::max());
+  }
+}
+
+TEST(RotaryLengths, ThatDoNotFitAreRefused) {
+  auto x = random_tensor<float, 4>({2, 1, 3, 8}, 1);
+  const auto before = x;
+  const Rotary rotary(8);
+  const std::array<Index, 2> start{0, 0}, negative{3, -1}, far{3, (Index{1} << 53) + 1};
+  expect_error([&] { rotary.apply(x, start, std::span(negative).first(1)); },
+               {"[attn::Rotary::apply] lengths", "2 batch entries", "got 1"});
+  expect_error([&] { rotary.apply(x, start, negative); }, {"[attn::Rotary::apply] lengths", "2^53", "got -1"});
+  expect_error([&] { rotary.apply(x, start, far); }, {"[attn::Rotary::apply] lengths", "2^53", "got 9007199254740993"});
+  expect_error([] { Rotary fixed(8, {.length = -1}); }, {"[attn::Rotary] length", "2^53", "got -1"});
+  EXPECT_TRUE(same_bits(x, before));
 }
 
 TEST(RotaryWeights, ConversionsAreInverse) {
@@ -276,6 +409,105 @@ TEST(Rotary, RefusesAnotherHeadSizeAndStartsThatDoNotFit) {
   const auto before = x;
   expect_error([&] { Rotary(6).apply(x, negative); }, {"[attn::Rotary::apply] start", "got -1"});
   EXPECT_TRUE(same_bits(x, before));
+}
+
+TEST(Rotary, RefusesNumbersThatAreNotFinite) {
+  const auto with = [](attn::RotaryScaling scaling) { return [=] { Rotary rotary(4, {.scaling = scaling}); }; };
+  constexpr Index L = 10;
+  for (const double x : {attn_test::not_a_number, attn_test::infinity, -attn_test::infinity, -1.0, 0.0}) {
+    expect_error([=] { Rotary rotary(4, {.theta = x}); }, {"[attn::Rotary] theta", "got "});
+    expect_error(with(attn::LinearScaling{x}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::DynamicNtkScaling{x, L}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::Llama3Scaling{.factor = x}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::Llama3Scaling{.low_frequency_factor = x}), {"[attn::Rotary] llama3", "got "});
+    expect_error(with(attn::Llama3Scaling{.high_frequency_factor = x}), {"[attn::Rotary] llama3", "got "});
+    expect_error(with(attn::YarnScaling{.factor = x, .original_length = L}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = L, .beta_fast = x}),
+                 {"[attn::Rotary] yarn", "got "});
+    expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = L, .beta_slow = x}),
+                 {"[attn::Rotary] yarn", "got "});
+    expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = L, .attention_factor = x}),
+                 {"[attn::Rotary] attention_factor", "got "});
+    expect_error(with(attn::LongRopeScaling{{1, 1}, {1, 1}, L, x, {}}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::LongRopeScaling{{1, x}, {1, 1}, L, 2.0, {}}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::LongRopeScaling{{1, 1}, {1, x}, L, 2.0, {}}), {"[attn::Rotary] scaling factor", "got "});
+    expect_error(with(attn::LongRopeScaling{{1, 1}, {1, 1}, L, 2.0, x}), {"[attn::Rotary] attention_factor", "got "});
+  }
+}
+
+TEST(Rotary, RefusesNumbersThatOverflowTogether) {
+  expect_error([] { Rotary rotary(4, {.theta = 1e-300, .scaling = attn::LinearScaling{1e-300}}); },
+               {"[attn::Rotary] frequencies", "finite angles"});
+  expect_error(
+      [] {
+        Rotary rotary(4, {.scaling = attn::LongRopeScaling{{1, 1}, {1, 1e-308}, 10, 2.0, {}}});
+      },
+      {"[attn::Rotary] frequencies"});
+  for (const double theta : {1.0, 0.5})
+    expect_error(
+        [=] { Rotary rotary(4, {.theta = theta, .scaling = attn::YarnScaling{.factor = 2.0, .original_length = 10}}); },
+        {"[attn::Rotary] theta", "above 1 with yarn", "got "});
+}
+
+TEST(Rotary, RefusesSizesAndPositionsThatOverflow) {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  expect_error([] { Rotary rotary(most - 1); }, {"[attn::Rotary] head size", "got 9223372036854775806"});
+  expect_error(
+      [] {
+        Rotary rotary(4, {.scaling = attn::DynamicNtkScaling{2.0, most}});
+      },
+      {"[attn::Rotary] original_length", "2^53", "got 9223372036854775807"});
+  expect_error([] { Rotary rotary(4, {.scaling = attn::YarnScaling{.factor = 2.0, .original_length = most}}); },
+               {"[attn::Rotary] original_length"});
+  expect_error([] { Rotary rotary(4, {.length = most}); }, {"[attn::Rotary] length", "2^53"});
+  auto x = random_tensor<float, 4>({1, 1, 3, 4}, 1);
+  const auto before = x;
+  for (const Index far : {most, most - 3, (Index{1} << 53) - 2}) {
+    const std::array<Index, 1> start{far};
+    expect_error([&] { Rotary(4).apply(x, start); }, {"[attn::Rotary::apply] start", "3 positions up to 2^53", "got "});
+  }
+  EXPECT_TRUE(same_bits(x, before));
+  const std::array<Index, 1> last{(Index{1} << 53) - 3};
+  Rotary(4).apply(x, last);
+  for (Index i = 0; i < x.size(); ++i) EXPECT_TRUE(std::isfinite(x.data()[i]));
+}
+
+TEST(Rotary, RefusesViewsThatItCannotTurnInPlace) {
+  auto x = random_tensor<float, 4>({2, 3, 4, 8}, 1);
+  const auto before = x;
+  const std::array<Index, 2> start{0, 0};
+  expect_error(
+      [&] {
+        Rotary(4).apply(View<float, 4>(x.data(), {2, 3, 4, 4}, {96, 32, 8, 2}), start);
+      },
+      {"[attn::Rotary::apply] view", "contiguous last axis", "got strides [96,32,8,2]"});
+  for (const std::array<Index, 4>& stride : {std::array<Index, 4>{0, 32, 8, 1}, {96, 0, 8, 1}, {96, 32, 0, 1}})
+    expect_error(
+        [&] {
+          Rotary(8).apply(View<float, 4>(x.data(), {2, 3, 4, 8}, stride), start);
+        },
+        {"[attn::Rotary::apply] view", "turned once each", "got strides ["});
+  EXPECT_TRUE(same_bits(x, before));
+  Rotary(8).apply(View<float, 4>(x.data(), {1, 1, 1, 8}, {0, 0, 0, 1}),
+                  std::span(start).first(1));  // nothing is repeated
+}
+
+TEST(Rotary, ThatWasMovedFromRefusesToTurnAndCanBeAssignedTo) {
+  Rotary rotary(8, {.scaling = attn::LongRopeScaling{{1, 2, 3, 4}, {1, 2, 3, 4}, 8, 2.0, {}}});
+  const Rotary copy = rotary;
+  const Rotary moved = std::move(rotary);
+  auto x = random_tensor<float, 4>({1, 1, 4, 8}, 1);
+  const std::array<Index, 1> start{3};
+  EXPECT_EQ(rotary.head_size(), 0);
+  EXPECT_TRUE(std::holds_alternative<std::monostate>(rotary.config().scaling));
+  expect_error([&] { rotary.apply(x, start); }, {"[attn::Rotary::apply]", "moved from"});
+  auto expected = x, got = x, again = x;
+  copy.apply(expected, start);
+  moved.apply(got, start);
+  EXPECT_TRUE(same_bits(got, expected));
+  rotary = moved;
+  rotary.apply(again, start);
+  EXPECT_TRUE(same_bits(again, expected));
 }
 
 }  // namespace

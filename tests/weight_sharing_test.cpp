@@ -99,7 +99,7 @@ TEST(SharedModules, KeepTheirOwnMode) {
 }
 
 TEST(SharedModules, OfUnlikeSizesAreRefusedAndStayAsTheyWere) {
-  auto a = evaluating({}), grouped = evaluating({.num_key_value_heads = 2});
+  auto a = evaluating({.seed = 1}), grouped = evaluating({.num_key_value_heads = 2, .seed = 2});
   const auto x = random_tensor<float, 3>({2, 7, 24}, 3);
   const auto before = a.forward(x);
   expect_error([&] { a.share(grouped); }, {"[attn::LlamaAttention::share]", "[24,4,4,6,1]", "got ", "[24,4,2,6,1]"});
@@ -119,7 +119,7 @@ TEST(SharedModules, ACopyOfOneIsIndependent) {
 }
 
 TEST(CopiedModule, TakesModeAndRandomNumbersAndIsIndependent) {
-  LlamaAttention<float> a(24, 4, 0.5);
+  LlamaAttention<float> a({.hidden_size = 24, .num_attention_heads = 4, .seed = 1});
   const auto x = random_tensor<float, 3>({2, 7, 24}, 3);
   (void)a.forward(x);
   LlamaAttention<float> copy = a, assigned(8, 1);
@@ -147,8 +147,8 @@ class TiedKeyAndValue : public testing::TestWithParam<bool> {
  protected:
   /// A module whose value is tied to its key, and one that holds the same numbers twice.
   TiedKeyAndValue() {
-    const LlamaAttentionConfig config{.num_key_value_heads = 2,
-                                      .rotary = GetParam() ? std::optional(attn::RotaryConfig{}) : std::nullopt};
+    const LlamaAttentionConfig config{
+        .num_key_value_heads = 2, .rotary = GetParam() ? std::optional(attn::RotaryConfig{}) : std::nullopt, .seed = 1};
     tied = evaluating(config);
     twice = evaluating(config);
     tied->value().share(tied->key());

@@ -117,8 +117,7 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           as_shape(v.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
           "views, expected a contiguous last axis");
-  require(is_probability(options.dropout), fn, "dropout, expected a probability in [0,1], got ",
-          options.dropout);
+  require(is_probability(options.dropout), fn, "dropout, expected a probability in [0,1], got ", options.dropout);
   require(!options.scale || is_scale<Accumulator<X>>(*options.scale), fn,
           "scale, expected a finite number of the type of scores, got ", options.scale ? *options.scale : 0.0);
   require(options.query_start.empty() || std::ssize(options.query_start) == n.B, fn,

@@ -8,6 +8,7 @@
 #include "overlap.hpp"
 
 #include "mask.hpp"
+#include "sequence_length.hpp"
 #include "score.hpp"
 #include "philox.hpp"
 #include "float_environment.hpp"

@@ -4,45 +4,40 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "executor.hpp"
 #include "kernel/targets.hpp"
+#include "math.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
 
 namespace attn::inline ATTN_EIGEN_ABI {
 
 /// In training, sets each element to 0 with probability p and multiplies the others by 1 / (1 - p); in evaluation, does
-/// nothing. Which elements go is a pure function of (seed, call, index): `forward` counts its calls. A new Dropout is
-/// in training mode, as in PyTorch.
+/// nothing. Which elements go is a pure function of (seed, call, index): `forward` counts its calls, those that fail
+/// excepted. A new Dropout is in training mode, as in PyTorch.
+///
+/// Without a seed of the caller's each Dropout has one of its own, a copy as well, so that no two layers drop the same
+/// elements. A copy of one whose seed was given goes on where the original stands. A move takes the seed along.
 /// Source: Srivastava et al., "Dropout", 2014; random numbers: see philox.hpp.
 template <Scalar T>
 class Dropout {
  public:
+  /// seed: of the random numbers; where not set, one that no other Dropout has.
   /// Errors: p outside [0,1] or NaN.
-  explicit Dropout(double p = 0.5, std::uint64_t seed = 0) : p_(p), seed_(seed) {
-    detail::require(p >= 0.0 && p <= 1.0, "Dropout", "p, expected a probability in [0,1], got ", p);
+  explicit Dropout(double p = 0.5, std::optional<std::uint64_t> seed = {}) : p_(p), numbers_(seed) {
+    detail::require(detail::is_probability(p), "Dropout", "p, expected a probability in [0,1], got ", p);
   }
-  Dropout(const Dropout& other) { *this = other; }
-  Dropout& operator=(const Dropout& other) {
-    p_ = other.p_;
-    seed_ = other.seed_;
-    training_ = other.training_;
-    call_ = other.call_.load();
-    return *this;
-  }
-  ~Dropout() = default;
 
   void train(bool on = true) { training_ = on; }
   void eval() { training_ = false; }
   [[nodiscard]] bool is_training() const { return training_; }
   [[nodiscard]] double p() const { return p_; }
 
-  /// Starts the random numbers anew: the next call is call 0 of this seed.
-  void reseed(std::uint64_t seed) {
-    seed_ = seed;
-    call_ = 0;
-  }
+  /// Starts the random numbers anew: the next call is call 0 of this seed, which counts as given.
+  void reseed(std::uint64_t seed) { numbers_ = Numbers(seed); }
 
   /// Shapes: x of rank 1 to 4 -> the same shape.
   template <detail::TensorLike X>
@@ -58,12 +53,27 @@ class Dropout {
   template <class Y, detail::TensorLike X>
   requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
+    check(to, from);
+    constexpr int rank = X::NumDimensions;
+    const View<const T, rank> x(from);
+    const View<T, rank> y(to);
+    const DropoutRule rule = next_rule();
+    try {
+      run(rule, x.data(), x.size(), y.data());
+    } catch (...) {
+      give_back(rule);
+      throw;
+    }
+  }
+  /// Throws what `forward_into` would, and does nothing else.
+  template <class Y, detail::TensorLike X>
+  requires std::same_as<detail::Element<X>, T>
+  void check(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
     const View<const T, rank> x(from);
     const View<T, rank> y(to);
     detail::require_packed_pair("Dropout::forward", x, y, x.shape());
-    run(x.data(), x.size(), y.data());
   }
 
   template <detail::TensorLike X>
@@ -74,12 +84,43 @@ class Dropout {
   /// The rule that the next call follows, for code that drops elements itself; it counts as a call. Inactive in
   /// evaluation.
   [[nodiscard]] DropoutRule next_rule() const {
-    return training_ && p_ > 0.0 ? DropoutRule(p_, seed_, call_.fetch_add(1)) : DropoutRule();
+    return training_ && p_ > 0.0 ? DropoutRule(p_, numbers_.seed, numbers_.call.fetch_add(1)) : DropoutRule();
+  }
+  /// Takes back the call that a rule belongs to, if no other has begun since: for a call that failed.
+  void give_back(const DropoutRule& rule) const {
+    std::uint32_t next = rule.call + 1;
+    if (rule.active()) numbers_.call.compare_exchange_strong(next, rule.call);
   }
 
  private:
-  void run(const T* x, Index size, T* y) const {
-    const DropoutRule rule = next_rule();
+  /// The random numbers: their seed, and which call comes next.
+  struct Numbers {
+    std::uint64_t seed;
+    bool given;                               // by the caller, so that copies keep the seed
+    mutable std::atomic<std::uint32_t> call;  // calls from several threads each get a number of their own
+
+    explicit Numbers(std::optional<std::uint64_t> of_caller)
+        : seed(of_caller ? *of_caller : fresh_seed()), given(of_caller.has_value()), call(0) {}
+    Numbers(const Numbers& other)
+        : seed(other.given ? other.seed : fresh_seed()),
+          given(other.given),
+          call(other.given ? other.call.load() : 0) {}
+    Numbers(Numbers&& other) noexcept : Numbers(other) { trade(other); }
+    Numbers& operator=(const Numbers& other) noexcept { return this == &other ? *this : *this = Numbers(other); }
+    Numbers& operator=(Numbers&& other) noexcept {
+      trade(other);
+      return *this;
+    }
+    ~Numbers() = default;
+
+    void trade(Numbers& other) noexcept {
+      std::swap(seed, other.seed);
+      std::swap(given, other.given);
+      call = other.call.exchange(call);
+    }
+  };
+
+  void run(const DropoutRule& rule, const T* x, Index size, T* y) const {
     if (!rule.active()) {
       if (x != y) std::copy_n(x, size, y);
       return;
@@ -104,10 +145,9 @@ class Dropout {
     });
   }
 
-  double p_ = 0.0;
-  std::uint64_t seed_ = 0;
+  double p_;
   bool training_ = true;
-  mutable std::atomic<std::uint32_t> call_{0};  // calls from several threads each get a number of their own
+  Numbers numbers_;
 };
 
 }  // namespace attn::inline ATTN_EIGEN_ABI

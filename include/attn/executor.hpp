@@ -118,7 +118,8 @@ class SerialExecutor final : public Executor {
 
 /// A pool of threads - 1 threads beside the calling one, or as many as the system grants: `concurrency` says how many.
 /// Threads that wait spin for a short while first, since layers follow each other within microseconds. Calls from several
-/// threads at once, or from within a lane, are safe: those that find the pool busy run on their own thread.
+/// threads at once, or from within a lane, are safe: those that find the pool busy run on their own thread. So do those of
+/// a forked child, which has none of the pool's threads.
 class ThreadPool final : public Executor {
  public:
   /// Errors: fewer than one thread.
@@ -249,8 +250,11 @@ class EigenExecutor final : public Executor {
       if (left.fetch_sub(1) == 1) left.notify_all();
     };
     for (int i = 1; i < count; ++i) {  // a copy of run_lane each, which outlives this call
-      const bool scheduled = detail::FirstError().guard([&] { pool.Schedule([run_lane, i] { run_lane(i); }); });
-      if (!scheduled) run_lane(i);
+      try {
+        pool.Schedule([run_lane, i] { run_lane(i); });
+      } catch (...) {
+        run_lane(i);
+      }
     }
     run_lane(0);
     for (std::uint64_t now = left.load(); now != 0; now = left.load()) left.wait(now);

@@ -77,7 +77,7 @@ class UseFloatEnvironment {
 /// It is off unless asked for, since it changes results; but arithmetic on subnormal numbers takes some 100 times as long
 /// on many Intel CPUs, so that inputs or weights with many of them make a call that much slower. May be nested.
 /// Conventions: x86 sets FTZ and DAZ of MXCSR, AArch64 FZ of FPCR; elsewhere it does nothing, and `available` is false.
-/// Float, double and bfloat16 follow it. Subnormal halves are normal floats, and may or may not count as zero.
+/// Float, double and bfloat16 follow it. Subnormal halves are normal floats and keep their value.
 class FlushSubnormals {
  public:
   static constexpr bool available = detail::FloatEnvironment::can_flush;

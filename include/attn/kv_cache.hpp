@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <string_view>
 #include <vector>
 
+#include "math.hpp"
 #include "memory.hpp"
 #include "tensor.hpp"
 
@@ -14,26 +16,25 @@ namespace attn::inline ATTN_EIGEN_ABI {
 /// Keys [B,G,capacity,D], already rotated, and values [B,G,capacity,Dv] of B sequences that may differ in length.
 ///
 /// Prompts of unlike length: pad them at the right, append them all, then `roll_back(b, padding of b)`.
+/// A cache that was moved from holds no sequences.
 template <Scalar T>
 class KvCache {
  public:
-  /// Errors: sizes below 1 (batch and capacity may be 0).
+  /// Errors: sizes below 1 (batch and capacity may be 0), or that memory cannot hold.
   KvCache(Index batch, Index key_value_heads, Index capacity, Index head_size, Index value_size = 0)
-      : keys_(batch, key_value_heads, capacity, head_size),
-        values_(batch, key_value_heads, capacity, value_size == 0 ? head_size : value_size),
-        lengths_(static_cast<std::size_t>(batch), 0) {}
+      : held_(Held(batch, key_value_heads, capacity, head_size, value_size == 0 ? head_size : value_size)) {}
 
-  [[nodiscard]] Index batch() const { return keys_.shape[0]; }
-  [[nodiscard]] Index key_value_heads() const { return keys_.shape[1]; }
-  [[nodiscard]] Index capacity() const { return keys_.shape[2]; }
-  [[nodiscard]] Index head_size() const { return keys_.shape[3]; }
-  [[nodiscard]] Index value_size() const { return values_.shape[3]; }
+  [[nodiscard]] Index batch() const { return held_->keys.shape[0]; }
+  [[nodiscard]] Index key_value_heads() const { return held_->keys.shape[1]; }
+  [[nodiscard]] Index capacity() const { return held_->keys.shape[2]; }
+  [[nodiscard]] Index head_size() const { return held_->keys.shape[3]; }
+  [[nodiscard]] Index value_size() const { return held_->values.shape[3]; }
 
   /// How many tokens each sequence holds.
-  [[nodiscard]] std::span<const Index> lengths() const { return lengths_; }
+  [[nodiscard]] std::span<const Index> lengths() const { return held_->lengths; }
   [[nodiscard]] Index length(Index sequence) const {
     check_sequence("KvCache::length", sequence);
-    return lengths_[static_cast<std::size_t>(sequence)];
+    return held_->lengths[static_cast<std::size_t>(sequence)];
   }
   /// The length of the longest.
   [[nodiscard]] Index max_length() const {
@@ -43,75 +44,118 @@ class KvCache {
   }
 
   /// Keys [B,G,max_length,D] and values [B,G,max_length,Dv]. Those past a sequence's length are not to be read.
-  [[nodiscard]] View<const T, 4> keys() const { return so_far(keys_); }
-  [[nodiscard]] View<const T, 4> values() const { return so_far(values_); }
+  /// With `written` tokens that are not yet counted: the view reaches so much further.
+  /// Errors: more than capacity.
+  [[nodiscard]] View<const T, 4> keys(Index written = 0) const { return so_far(held_->keys, written); }
+  [[nodiscard]] View<const T, 4> values(Index written = 0) const { return so_far(held_->values, written); }
 
-  /// Throws unless S more tokens fit every sequence.
+  /// Throws unless so many more tokens fit every sequence.
   void check_room(Index tokens) const {
-    detail::require(tokens <= capacity() - max_length(), "KvCache::append", "capacity, expected room for ", tokens,
-                    " more tokens, got ", max_length(), " of ", capacity(), " in use");
+    detail::require(tokens >= 0 && tokens <= capacity() - max_length(), "KvCache::append",
+                    "capacity, expected room for ", tokens, " more tokens, got ", max_length(), " of ", capacity(),
+                    " in use");
   }
 
   /// Appends keys [B,G,S,D] and values [B,G,S,Dv] to every sequence.
   /// Errors: shapes that do not fit; more than capacity. The cache is then as it was.
   void append(View<const T, 4> keys, View<const T, 4> values) {
+    write(keys, values);
+    commit(keys.dimension(2));
+  }
+
+  /// The first half of `append`: keys and values are written behind the tokens of each sequence, but not counted. A call
+  /// that attends over them may still fail and leave the cache as it was.
+  /// Errors: as `append`.
+  void write(View<const T, 4> keys, View<const T, 4> values) {
     const Index S = keys.dimension(2);
     detail::require_shape("KvCache::append", "keys [B,G,S,D]", keys, {batch(), key_value_heads(), S, head_size()});
     detail::require_shape("KvCache::append", "values [B,G,S,Dv]", values,
                           {batch(), key_value_heads(), S, value_size()});
     check_room(S);
     for (Index b = 0; b < batch(); ++b) {
-      Index& length = lengths_[static_cast<std::size_t>(b)];
+      const Index end = length(b);
       for (Index g = 0; g < key_value_heads(); ++g)
         for (Index s = 0; s < S; ++s) {
-          copy_row(keys, b, g, s, keys_, length + s);
-          copy_row(values, b, g, s, values_, length + s);
+          copy_row(keys, b, g, s, held_->keys, end + s);
+          copy_row(values, b, g, s, held_->values, end + s);
         }
-      length += S;
     }
+  }
+  /// The second half: counts S tokens that were written. Errors: more than capacity.
+  void commit(Index tokens) {
+    check_room(tokens);
+    for (Index& length : held_->lengths) length += tokens;
   }
 
   /// Forgets the last `tokens` of every sequence, or of one.
   /// Errors: a negative number, or more than a sequence holds. The cache is then as it was.
   void roll_back(Index tokens) {
-    for (const Index length : lengths_) check_roll_back(tokens, length);
-    for (Index& length : lengths_) length -= tokens;
+    for (const Index length : lengths()) check_roll_back(tokens, length);
+    for (Index& length : held_->lengths) length -= tokens;
   }
   void roll_back(Index sequence, Index tokens) {
     check_sequence("KvCache::roll_back", sequence);
-    Index& length = lengths_[static_cast<std::size_t>(sequence)];
+    Index& length = held_->lengths[static_cast<std::size_t>(sequence)];
     check_roll_back(tokens, length);
     length -= tokens;
   }
 
   /// Forgets everything, or one sequence.
-  void reset() { std::fill(lengths_.begin(), lengths_.end(), Index{0}); }
+  void reset() { std::fill(held_->lengths.begin(), held_->lengths.end(), Index{0}); }
   void reset(Index sequence) {
     check_sequence("KvCache::reset", sequence);
-    lengths_[static_cast<std::size_t>(sequence)] = 0;
+    held_->lengths[static_cast<std::size_t>(sequence)] = 0;
   }
 
  private:
   /// Keys or values. Rows in whole cache lines where their size allows: across lines they are read 8 % slower.
   struct Rows {
-    Rows(Index batch, Index heads, Index capacity, Index size) : shape{batch, heads, capacity, size} {
+    std::array<Index, 4> shape{};
+    Index size_of_all = 0;
+    AlignedVector<T> memory;
+
+    Rows() = default;
+    /// Checks, so that both keys and values are before either has memory.
+    Rows(std::string_view what, const std::array<Index, 4>& sizes) : shape(sizes) {
+      const auto& [batch, heads, capacity, size] = shape;
       detail::require(batch >= 0 && capacity >= 0 && heads >= 1 && size >= 1, "KvCache",
                       "expected at least one head and head size and no negative size, got ", detail::as_shape(shape));
-      memory.resize(static_cast<std::size_t>(batch * heads * capacity * size));
+      const Shape all = detail::as_shape(shape);
+      size_of_all = detail::checked_size<T>("KvCache", what, all);
+      detail::checked_size<T>("KvCache", what, all.subspan(1));  // strides, also where there is no sequence
     }
+    void allocate() { memory.resize(static_cast<std::size_t>(size_of_all)); }
     T* at(Index b, Index g, Index t) { return memory.data() + ((b * shape[1] + g) * shape[2] + t) * shape[3]; }
+  };
+  struct Held {
+    Rows keys, values;
+    std::vector<Index> lengths;
 
-    std::array<Index, 4> shape;
-    AlignedVector<T> memory;
+    Held() = default;
+    Held(Index batch, Index heads, Index capacity, Index head_size, Index value_size)
+        : keys("keys [B,G,capacity,D]", {batch, heads, capacity, head_size}),
+          values("values [B,G,capacity,Dv]", {batch, heads, capacity, value_size}),
+          lengths(static_cast<std::size_t>(
+              detail::checked_size<Index>("KvCache", "batch", detail::as_shape(std::array<Index, 1>{batch})))) {
+      keys.allocate();
+      values.allocate();
+    }
   };
 
-  View<const T, 4> so_far(const Rows& rows) const {
+  View<const T, 4> so_far(const Rows& rows, Index written) const {
+    check_room(written);
     const auto& [B, G, capacity, size] = rows.shape;
-    return {rows.memory.data(), {B, G, max_length(), size}, {G * capacity * size, capacity * size, size, 1}};
+    return {rows.memory.data(), {B, G, max_length() + written, size}, {G * capacity * size, capacity * size, size, 1}};
   }
   static void copy_row(View<const T, 4> from, Index b, Index g, Index s, Rows& to, Index at) {
-    const T* row = from.data() + b * from.stride(0) + g * from.stride(1) + s * from.stride(2);
-    std::copy_n(row, from.dimension(3), to.at(b, g, at));
+    const T* const row = from.data() + b * from.stride(0) + g * from.stride(1) + s * from.stride(2);
+    const Index size = from.dimension(3), step = from.stride(3);
+    T* const copy = to.at(b, g, at);
+    if (step == 1) {
+      std::copy_n(row, size, copy);
+    } else {
+      for (Index d = 0; d < size; ++d) copy[d] = row[d * step];
+    }
   }
   void check_sequence(std::string_view fn, Index sequence) const {
     detail::require(sequence >= 0 && sequence < batch(), fn, "sequence, expected one of ", batch(), ", got ", sequence);
@@ -121,8 +165,7 @@ class KvCache {
                     " held, got ", tokens);
   }
 
-  Rows keys_, values_;
-  std::vector<Index> lengths_;
+  detail::EmptyWhenMoved<Held> held_;
 };
 
 }  // namespace attn::inline ATTN_EIGEN_ABI

@@ -1,6 +1,8 @@
 // Floor 4. The linear layer y = x WT + b.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -9,6 +11,7 @@
 #include "executor.hpp"
 #include "kernel/linear_task.hpp"
 #include "kernel/targets.hpp"
+#include "math.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
@@ -19,18 +22,20 @@ namespace attn::inline ATTN_EIGEN_ABI {
 /// the uniform distribution on (-1/sqrt(in), 1/sqrt(in)).
 ///
 /// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. A copy is
-/// independent; `share` lets two layers hold the same parameters, so that a change shows in both.
+/// independent; `share` lets two layers hold the same parameters, so that a change shows in both. A layer that was moved
+/// from has 0 features in and out and refuses to run.
 template <Scalar T>
 class Linear {
  public:
-  /// Errors: sizes below 1.
+  /// seed: of the initial parameters; where not set, one that no other layer has, as in PyTorch.
+  /// Errors: sizes below 1, or that memory cannot hold.
   /// Source: He et al., "Delving deep into rectifiers", 2015, with a = sqrt(5), which is PyTorch's default.
-  Linear(Index in_features, Index out_features, bool bias = true, std::uint64_t seed = 0) {
+  Linear(Index in_features, Index out_features, bool bias = true, std::optional<std::uint64_t> seed = {}) {
     detail::require(in_features >= 1 && out_features >= 1, "Linear", "features, expected at least 1 in and out, got ",
                     in_features, " in and ", out_features, " out");
     parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
     const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
-    const auto key = philox_key(seed);
+    const auto key = philox_key(seed ? *seed : fresh_seed());
     const auto fill = [&](Index count, Index row, std::uint32_t plane, T* to, Index stride) {
       for (Index i = 0; i < count; i += 4) {
         const auto words =
@@ -44,21 +49,22 @@ class Linear {
   }
   /// A layer with this weight [out,in], and bias [out] where given. Errors: shapes that do not fit.
   explicit Linear(View<const T, 2> weight, std::optional<View<const T, 1>> bias = {}) {
-    detail::require(weight.size() >= 1, "Linear", "weight [out,in], expected at least 1 in and out, got ",
-                    detail::as_shape(weight.shape()));
+    detail::require(weight.dimension(0) >= 1 && weight.dimension(1) >= 1, "Linear",
+                    "weight [out,in], expected at least 1 in and out, got ", detail::as_shape(weight.shape()));
     parameters_ = std::make_shared<Parameters>(weight.dimension(1), weight.dimension(0), bias.has_value());
     set_weight(weight);
     if (bias) set_bias(*bias);
   }
-  Linear(const Linear& other) : parameters_(std::make_shared<Parameters>(*other.parameters_)) {}
+  Linear(const Linear& other)
+      : parameters_(other.parameters_ ? std::make_shared<Parameters>(*other.parameters_) : nullptr) {}
   Linear(Linear&&) noexcept = default;
   Linear& operator=(const Linear& other) { return *this = Linear(other); }
   Linear& operator=(Linear&&) noexcept = default;
   ~Linear() = default;
 
-  [[nodiscard]] Index in_features() const { return parameters_->in; }
-  [[nodiscard]] Index out_features() const { return parameters_->out; }
-  [[nodiscard]] bool has_bias() const { return !parameters_->bias.empty(); }
+  [[nodiscard]] Index in_features() const { return parameters_ ? parameters_->in : 0; }
+  [[nodiscard]] Index out_features() const { return parameters_ ? parameters_->out : 0; }
+  [[nodiscard]] bool has_bias() const { return parameters_ && !parameters_->bias.empty(); }
 
   /// The weight, [out,in].
   [[nodiscard]] Tensor<T, 2> weight() const {
@@ -85,8 +91,8 @@ class Linear {
 
   /// The bias, [out], or an empty tensor.
   [[nodiscard]] Tensor<T, 1> bias() const {
-    Tensor<T, 1> result(static_cast<Index>(parameters_->bias.size()));
-    std::copy(parameters_->bias.begin(), parameters_->bias.end(), result.data());
+    Tensor<T, 1> result(has_bias() ? out_features() : 0);
+    std::copy_n(has_bias() ? parameters_->bias.data() : nullptr, result.size(), result.data());
     return result;
   }
   /// Replaces the bias. Errors: any shape but [out]; a layer without bias.
@@ -105,7 +111,7 @@ class Linear {
                     " in and ", other.out_features(), " out");
     parameters_ = other.parameters_;
   }
-  [[nodiscard]] bool shares_with(const Linear& other) const { return parameters_ == other.parameters_; }
+  [[nodiscard]] bool shares_with(const Linear& other) const { return parameters_ && parameters_ == other.parameters_; }
 
   /// Shapes: x [..., in] of rank 1 to 4 -> [..., out]. Types: sums in float, for double in double.
   /// Errors: another last dimension.
@@ -127,6 +133,16 @@ class Linear {
   requires std::same_as<detail::Element<X>, T>
   void forward_into(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
+    const View<const T, rank> x(from);
+    const View<T, rank> y(to);
+    check(y, x);
+    run(x.data(), detail::row_distance(x), x.size() / in_features(), y.data(), detail::row_distance(y));
+  }
+  /// Throws what `forward_into` would, and does nothing else.
+  template <class Y, detail::TensorLike X>
+  requires std::same_as<detail::Element<X>, T>
+  void check(Y&& to, const X& from) const {
+    constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
     const View<const T, rank> x(from);
     const View<T, rank> y(to);
@@ -134,11 +150,9 @@ class Linear {
     auto expected = x.shape();
     expected.back() = out_features();
     detail::require_shape("Linear::forward", "output", y, expected);
-    const Index x_row = detail::row_distance(x), y_row = detail::row_distance(y);
-    detail::require(x_row >= 0 && y_row >= 0, "Linear::forward",
+    detail::require(detail::row_distance(x) >= 0 && detail::row_distance(y) >= 0, "Linear::forward",
                     "views, expected packed ones, or rows that lie equally far apart");
     detail::require_apart("Linear::forward", detail::layout_of("output", y), detail::layout_of("input", x));
-    run(x.data(), x_row, x.size() / in_features(), y.data(), y_row);
   }
 
   template <detail::TensorLike X>
@@ -156,8 +170,15 @@ class Linear {
     Parameters(Index in_, Index out_, bool has_bias)
         : in(in_),
           out(out_),
-          weight(static_cast<std::size_t>((out_ + width - 1) / width * width * in_), T(0)),
+          weight(static_cast<std::size_t>(padded_size(out_, in_)), T(0)),
           bias(has_bias ? static_cast<std::size_t>(out_) : 0, T(0)) {}
+    static Index padded_size(Index out, Index in) {
+      const auto checked = [&](Index rows) {
+        return detail::checked_size<T>("Linear", "weight [out,in]", detail::as_shape(std::array<Index, 2>{rows, in}));
+      };
+      checked(out);  // rounding up does not overflow then
+      return checked(detail::round_up(out, width));
+    }
     T& at(Index o, Index i) { return weight[static_cast<std::size_t>((o / width * in + i) * width + o % width)]; }
   };
 
@@ -187,6 +208,8 @@ class Linear {
   template <class X>
   void check_input(const X& x) const {
     const auto shape = detail::shape_of(x);
+    detail::require(parameters_ != nullptr, "Linear::forward",
+                    "layer, expected one with parameters, got one moved from");
     detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
                     in_features(), ", got ", detail::as_shape(shape));
   }

@@ -75,6 +75,32 @@ struct AlignedAllocator {
 };
 }  // namespace detail
 
+namespace detail {
+/// A value that is T() again once it has been moved from, and is copied as a whole or not at all: its owner needs no
+/// copies and moves of its own, and reports nothing that it no longer has.
+template <class T>
+class EmptyWhenMoved {
+ public:
+  EmptyWhenMoved() = default;
+  EmptyWhenMoved(T value) noexcept : value_(std::move(value)) {}  // NOLINT: a value is what it holds
+  EmptyWhenMoved(const EmptyWhenMoved&) = default;
+  EmptyWhenMoved(EmptyWhenMoved&& other) noexcept : value_(std::exchange(other.value_, T())) {}
+  EmptyWhenMoved& operator=(const EmptyWhenMoved& other) { return *this = EmptyWhenMoved(other); }
+  EmptyWhenMoved& operator=(EmptyWhenMoved&& other) noexcept {
+    value_ = std::exchange(other.value_, T());
+    return *this;
+  }
+  ~EmptyWhenMoved() = default;
+
+  const T& operator*() const { return value_; }
+  const T* operator->() const { return &value_; }
+  T* operator->() { return &value_; }
+
+ private:
+  T value_{};
+};
+}  // namespace detail
+
 template <class T>
 using AlignedVector = std::vector<T, detail::AlignedAllocator<T>>;
 

@@ -1,8 +1,6 @@
 // Floor 0. Where the elements of strided views lie: whether one is reached twice, whether two views share memory.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -17,15 +15,15 @@ struct Layout {
   std::string_view name;
   std::uintptr_t address;  ///< of the first element
   Index element;           ///< bytes of an element
-  Index reach;             ///< bytes from the first element to the end of the last; 0 where there is none
+  Index reach;             ///< bytes from the first element to the end of the last; 0 where there is no element or memory
   Shape shape, stride;
 };
 
 /// The layout of a view that check_view has passed.
-[[nodiscard, gnu::noinline]] inline Layout make_layout(std::string_view name, const void* data, Index element, Shape shape,
-                                        Shape stride) {
+[[nodiscard, gnu::noinline]] inline Layout make_layout(std::string_view name, const void* data, Index element,
+                                                       Shape shape, Shape stride) {
   Index last = 0;
-  bool empty = false;
+  bool empty = data == nullptr;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
     empty = empty || shape[axis] == 0;
     if (shape[axis] > 1) last += (shape[axis] - 1) * stride[axis];
@@ -36,16 +34,19 @@ struct Layout {
 /// Checks the shape and the strides of a view. Not inlined: views are made in many places.
 /// Errors: negative sizes or strides, elements beyond what memory can hold.
 [[gnu::noinline]] inline void check_view(Shape shape, Shape stride, Index element) {
-  if (checked_size<std::byte>("View", "shape", shape) == 0) return;
-  Index end = 1;  // one past the last element, then past its last byte
+  Index size = 1, end = 1, signs = 0;  // `end`: one past the last element, then past its last byte
   bool fits = true;
   for (std::size_t axis = 0; axis < shape.size(); ++axis) {
     Index span = 0;
-    require(stride[axis] >= 0, "View", "strides, expected none below 0, got ", stride);
-    fits = fits && !__builtin_mul_overflow(shape[axis] - 1, stride[axis], &span);
-    fits = fits && !__builtin_add_overflow(end, span, &end);
+    signs |= shape[axis] | stride[axis];
+    fits = !__builtin_mul_overflow(size, shape[axis], &size) && fits;
+    fits = !__builtin_mul_overflow(shape[axis] - 1, stride[axis], &span) && fits;
+    fits = !__builtin_add_overflow(end, span, &end) && fits;
   }
-  fits = fits && !__builtin_mul_overflow(end, element, &end);
+  fits = !__builtin_mul_overflow(end, element, &end) && fits;
+  if (signs >= 0 && fits) return;
+  if (checked_size<std::byte>("View", "shape", shape) == 0) return;  // no element, so none out of reach
+  require(signs >= 0, "View", "strides, expected none below 0, got ", stride);
   require(fits, "View", "shape and strides, expected elements that memory can hold, got ", shape, " and ", stride);
 }
 
@@ -89,12 +90,12 @@ class Distances {
   };
 
   /// Multiples from 0 to `last`, or from a negative one to 0; kept in descending order of strides.
-  void add(Index stride, Index last) {
+  [[gnu::noinline]] void add(Index stride, Index last) {
     if (stride == 0 || last == 0) return;
     std::size_t at = size_;
     while (at > 0 && axes_[at - 1].stride < stride) --at;
     if (at == 0 || axes_[at - 1].stride != stride) {
-      std::copy_backward(axes_.begin() + at, axes_.begin() + size_, axes_.begin() + size_ + 1);
+      for (std::size_t i = size_; i > at; --i) axes_[i] = axes_[i - 1];
       axes_[at++] = {stride, 0, 0};
       ++size_;
     }
@@ -104,17 +105,17 @@ class Distances {
 
   /// The axes from `axis` on reach from `least` to `most`: only multiples that leave a distance within the reach of the
   /// axes after it are tried, one or two where each stride reaches past the smaller ones.
-  bool search(std::size_t axis, Index distance, Index least, Index most, int& tries) const {
+  [[gnu::noinline]] bool search(std::size_t axis, Index distance, Index least, Index most, int& tries) const {
     if (axis == size_) return distance == 0;
     const auto [stride, low, high] = axes_[axis];
     least -= low * stride, most -= high * stride;
-    const Index last = std::min(high, floor_div(distance - least, stride));
-    for (Index n = std::max(low, -floor_div(most - distance, stride)); n <= last && tries > 0; ++n, --tries)
+    const Index from = -floor_div(most - distance, stride), to = floor_div(distance - least, stride);
+    for (Index n = from < low ? low : from; n <= (to < high ? to : high) && tries > 0; ++n, --tries)
       if (search(axis + 1, distance - n * stride, least, most, tries)) return true;
     return false;
   }
 
-  std::array<Multiples, 16> axes_;  // more than two views of rank 4 have, with the bytes of their elements
+  Multiples axes_[16];  // more than two views of rank 4 have, with the bytes of their elements
   std::size_t size_ = 0;
 };
 

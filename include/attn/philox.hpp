@@ -2,9 +2,25 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 
 namespace attn {
+
+/// A number whose bits look random, another one for each x.
+/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+[[nodiscard]] constexpr std::uint64_t splitmix64(std::uint64_t x) {
+  x += 0x9E3779B97F4A7C15U;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBU;
+  return x ^ x >> 31;
+}
+
+/// A seed that no other call in this process gets. The n-th one is the same in every run of a program.
+[[nodiscard]] inline std::uint64_t fresh_seed() noexcept {
+  static std::atomic<std::uint64_t> drawn{0};
+  return splitmix64(drawn.fetch_add(1, std::memory_order_relaxed));
+}
 
 /// One of Philox's ten rounds.
 constexpr void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,

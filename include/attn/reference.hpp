@@ -62,7 +62,8 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           if (kernel::is_zero(x)) continue;  // keys that no query attends are not read
           for (Index d = 0; d < Dv; ++d) y[static_cast<std::size_t>(d)] += x * static_cast<A>(v(b, g, t, d));
         }
-        for (Index d = 0; d < Dv && output; ++d) out.output(b, h, s, d) = static_cast<T>(y[static_cast<std::size_t>(d)]);
+        for (Index d = 0; d < Dv && output; ++d)
+          out.output(b, h, s, d) = static_cast<T>(y[static_cast<std::size_t>(d)]);
       }
 }
 

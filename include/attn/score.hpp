@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -44,8 +45,9 @@ inline float tanh(float x) {
   e = e * r + 1.F;
   e = e * r + 1.F;
   const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
-  const float large = std::copysign(by_exponential, x);
-  return is_nan(x) ? x : a < 0.625F ? by_polynomial : large;
+  // By bits: from 0.625 to infinity. NaN takes the polynomial, which is NaN.
+  const auto from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
+  return magnitude_bits(x) - from <= infinity - from ? std::copysign(by_exponential, x) : by_polynomial;
 }
 inline double tanh(double x) { return std::tanh(x); }
 

@@ -146,7 +146,8 @@ template <class T>
   detail::require(heads >= 1 && x.dimension(2) % heads == 0, "split_heads", "last dimension, expected a multiple of ",
                   heads, " heads, got ", detail::as_shape(x.shape()));
   const Index d = x.dimension(2) / heads;
-  return {x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d * x.stride(2), x.stride(1), x.stride(2)}};
+  return {
+      x.data(), {x.dimension(0), heads, x.dimension(1), d}, {x.stride(0), d * x.stride(2), x.stride(1), x.stride(2)}};
 }
 template <TensorOf<3> X>
 [[nodiscard]] auto split_heads(X& x, Index heads) {

@@ -13,7 +13,7 @@ std::atomic<int> computed{0};
 
 /// The first number of a product that is worth several threads, and needs scratch memory.
 float compute() {
-  const attn::Linear<float> layer(256, 256);
+  const attn::Linear<float> layer(256, 256, true, 1);
   attn::Tensor<float, 2> x(128, 256);
   x.setConstant(0.5F);
   return layer.forward(x)(127, 255);
