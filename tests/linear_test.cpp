@@ -416,12 +416,17 @@ TEST(Linear, RefusesSizesThatOverflow) {
       [&] {
         Linear<float> layer(attn::View<const float, 2>(&one, {huge, huge}, {0, 0}));
       },
-      {"[attn::Linear] weight", "memory can hold"});
+      {"[attn::View] shape", "memory can hold"});
   expect_error(
       [&] {
         Linear<float> layer(attn::View<const float, 2>(&one, {-1, -1}));
       },
-      {"[attn::Linear] weight", "at least 1", "got [-1,-1]"});
+      {"[attn::View] shape", "no negative size", "got [-1,-1]"});
+  expect_error(
+      [&] {
+        Linear<float> layer(attn::View<const float, 2>(&one, {0, 3}));
+      },
+      {"[attn::Linear] weight", "at least 1", "got [0,3]"});
 }
 
 TEST(Linear, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {

@@ -486,7 +486,7 @@ TEST(Rotary, RefusesViewsThatItCannotTurnInPlace) {
         [&] {
           Rotary(8).apply(View<float, 4>(x.data(), {2, 3, 4, 8}, stride), start);
         },
-        {"[attn::Rotary::apply] view", "turned once each", "got strides ["});
+        {"[attn::Rotary::apply] view", "each element once", "got ["});
   EXPECT_TRUE(same_bits(x, before));
   Rotary(8).apply(View<float, 4>(x.data(), {1, 1, 1, 8}, {0, 0, 0, 1}),
                   std::span(start).first(1));  // nothing is repeated

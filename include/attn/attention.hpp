@@ -184,7 +184,9 @@ void run_attention(const kernel::AttentionProblem<Stored>& p, const kernel::Kern
   const Workspace::Frame frame;
   if (kernel::DecodeTasks<Stored>::fit(p)) {
     const kernel::DecodeTasks<Stored> tasks(p, rules, kernels);
-    auto* const results = frame.take<A>(tasks.partials());
+    const std::array<Index, 4> partials = tasks.partials();
+    auto* const results = frame.take<A>(
+        checked_size<A>("scaled_dot_product_attention", "scratch memory for partial sums", as_shape(partials)));
     const int threads = lanes(tasks.count(), work);
     auto* const scratch = frame.take<A>(std::max(threads, 1) * tasks.scratch());
     for_each_task(tasks.count(), threads,

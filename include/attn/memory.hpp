@@ -153,7 +153,9 @@ class Workspace {
     template <class T>
     [[nodiscard]] T* take(Index n) const {
       static_assert(std::is_trivially_destructible_v<T>);
-      return static_cast<T*>(home_.take(static_cast<std::size_t>(std::max<Index>(n, 0)) * sizeof(T)));
+      Index bytes = 0;
+      if (__builtin_mul_overflow(std::max<Index>(n, 0), Index{sizeof(T)}, &bytes)) throw std::bad_array_new_length();
+      return static_cast<T*>(home_.take(static_cast<std::size_t>(bytes)));
     }
 
    private:

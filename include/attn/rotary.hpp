@@ -141,7 +141,7 @@ class Rotary {
   template <Scalar T>
   void apply(View<T, 4> x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
     const Index B = x.dimension(0), H = x.dimension(1), S = x.dimension(2), half = turned() / 2;
-    check_view(detail::as_shape(x.shape()), {x.stride(0), x.stride(1), x.stride(2), x.stride(3)});
+    check_view(detail::layout_of("view", x));
     check_positions(B, S, start, lengths);
     const auto length = [&](Index b) { return lengths.empty() ? at(start, b) + S : at(lengths, b); };
 
@@ -203,16 +203,12 @@ class Rotary {
     }
   }
 
-  void check_view(Shape shape, const std::array<Index, 4>& stride) const {
+  void check_view(const detail::Layout& x) const {
     constexpr auto where = "Rotary::apply";
     detail::require(head_size() > 0, where, "rotary, expected one with a head size, got one moved from");
-    detail::require(shape[3] == head_size(), where, "last dimension, expected ", head_size(), ", got ", shape);
-    detail::require(stride[3] == 1, where, "view, expected a contiguous last axis, got strides ",
-                    detail::as_shape(stride));
-    const bool empty = shape[0] == 0 || shape[1] == 0 || shape[2] == 0;
-    for (std::size_t axis = 0; axis < 3; ++axis)
-      detail::require(empty || stride[axis] != 0 || shape[axis] == 1, where,
-                      "view, expected elements that are turned once each, got strides ", detail::as_shape(stride));
+    detail::require(x.shape[3] == head_size(), where, "last dimension, expected ", head_size(), ", got ", x.shape);
+    detail::require(x.stride[3] == 1, where, "view, expected a contiguous last axis, got strides ", x.stride);
+    detail::require_distinct(where, x);
   }
   static void check_positions(Index B, Index S, std::span<const Index> start, std::span<const Index> lengths) {
     constexpr auto where = "Rotary::apply";

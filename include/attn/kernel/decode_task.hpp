@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 
 #include "attention_task.hpp"
@@ -46,8 +47,8 @@ class DecodeTasks {
   }
 
   [[nodiscard]] Index count() const { return p.B * p.G * ceil_div(chunks, span); }
-  /// What tasks leave for join(), in accumulators: per row of each chunk the maximum, the sum and the mean of v.
-  [[nodiscard]] Index partials() const { return p.B * p.G * chunks * partial(); }
+  /// The shape of what tasks leave for join(): per row of each chunk the maximum, the sum and the mean of v.
+  [[nodiscard]] std::array<Index, 4> partials() const { return {p.B, p.G, chunks, partial()}; }
   /// Scratch memory per thread, in accumulators.
   [[nodiscard]] Index scratch() const {
     const Index copies = copy_keys * std::max(copies_k() ? D : 0, copies_v() ? Dv : 0);
