@@ -39,7 +39,7 @@ inline void guarded_free(void* memory) noexcept {
   if (memory == nullptr) return;
   std::byte* const before = static_cast<std::byte*>(memory) - reinterpret_cast<std::uintptr_t>(memory) % page - page;
   if (mprotect(before, page, PROT_READ) != 0) return;
-  const auto all = *reinterpret_cast<const std::span<std::byte>*>(before);
+  const auto all = *static_cast<const std::span<std::byte>*>(static_cast<const void*>(before));
   munmap(all.data(), all.size());
 }
 

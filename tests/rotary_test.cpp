@@ -459,7 +459,7 @@ TEST(Rotary, RefusesSizesAndPositionsThatOverflow) {
       {"[attn::Rotary] original_length", "2^53", "got 9223372036854775807"});
   expect_error([] { Rotary rotary(4, {.scaling = attn::YarnScaling{.factor = 2.0, .original_length = most}}); },
                {"[attn::Rotary] original_length"});
-  expect_error([] { Rotary rotary(4, {.length = most}); }, {"[attn::Rotary] length", "2^53"});
+  expect_error([&] { Rotary rotary(4, {.length = most}); }, {"[attn::Rotary] length", "2^53"});
   auto x = random_tensor<float, 4>({1, 1, 3, 4}, 1);
   const auto before = x;
   for (const Index far : {most, most - 3, (Index{1} << 53) - 2}) {

@@ -183,8 +183,9 @@ TEST(Softmax, RefusesAnOutputThatSharesSomeMemoryWithTheInput) {
   auto x = random_tensor<float, 2>({4, 5}, 5);
   const Tensor<float, 2> before = x;
   const attn::View<float, 2> upper(x.data(), {3, 5}), lower(x.data() + 5, {3, 5}), last(x.data() + 15, {1, 5});
-  for (const auto& [to, from] : {std::pair{upper, lower}, {lower, upper}})
-    expect_error([&] { Softmax<float>().forward_into(to, from); }, {"[attn::Softmax", "output", "memory of its own", "input"});
+  for (const auto& pair : {std::pair{upper, lower}, {lower, upper}})
+    expect_error([&] { Softmax<float>().forward_into(pair.first, pair.second); },
+                 {"[attn::Softmax", "output", "memory of its own", "input"});
   EXPECT_TRUE(same_bits(x, before));
   Softmax<float>().forward_into(last, attn::View<float, 2>(x.data() + 10, {1, 5}));  // beside it
   EXPECT_FALSE(same_bits(x, before));

@@ -111,7 +111,7 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           " key/value heads, got q ", as_shape(q.shape()));
   require(n.D >= 1, fn, "head size, expected at least 1, got q ", as_shape(q.shape()));
   constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
-  require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && n.B * n.H <= limit, fn,
+  require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && (n.H == 0 || n.B <= limit / n.H), fn,
           "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ", as_shape(k.shape()));
   require(n.D <= limit && n.Dv <= limit, fn, "head sizes, expected at most 2^30, got q ", as_shape(q.shape()), ", v ",
           as_shape(v.shape()));

@@ -179,7 +179,8 @@ class Rotary {
 
  private:
   static constexpr auto fn = "Rotary";
-  static constexpr Index most_positions = Index{1} << 53;  // a double tells them all apart
+  static constexpr Index most_positions =  // 2^53, as far as a double tells them all apart, or all that there are
+      static_cast<Index>(std::min<std::int64_t>(std::int64_t{1} << 53, std::numeric_limits<Index>::max()));
 
   struct Held {
     RotaryConfig config;

@@ -160,7 +160,7 @@ class AttentionTasks {
     };
     copies_k = copies(p.k.row);
     copies_v = copies(p.v.row);
-    copied = heads * blocks > 1 && threads * p.T_ * copied_row() <= most_copied ? std::max<Index>(steps(), 1) : 1;
+    copied = heads * blocks > 1 && p.T_ * copied_row() <= most_copied / threads ? std::max<Index>(steps(), 1) : 1;
   }
 
   [[nodiscard]] Index count() const { return p.B * p.H * row_blocks / (heads * blocks); }

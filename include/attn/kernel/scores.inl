@@ -151,7 +151,7 @@ struct RulesOf {
         return;
       }
       const A spare = x[stand_in];
-      alignas(64) A real[std::size_t{n}];  // not x: g++ would store into it through a mask, and the next loop would wait for that
+      alignas(64) A real[std::size_t{n}];  // not x: g++ would store into it through a mask; the next loop would wait
       for (std::int32_t i = 0; i < n; ++i) real[i] = kept[i] != 0 ? x[i] : spare;
       for (std::int32_t i = 0; i < n; ++i) {
         const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));

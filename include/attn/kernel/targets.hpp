@@ -106,7 +106,8 @@ template <class T>
 
 /// The softmax of a row: not in the table, which would compile it for everyone.
 template <class T>
-[[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa) -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+[[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)
+    -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
 #if ATTN_X86_TARGETS
   if (isa == Isa::avx512) return avx512::softmax_row<T>;
   if (isa == Isa::avx2) return avx2::softmax_row<T>;
