@@ -369,6 +369,7 @@ TEST_F(BadInput, soft_cap_that_is_not_a_positive_number) {
 TEST_F(BadInput, alibi_without_heads_or_for_other_heads) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(Alibi(0)); }), {"[attn::Alibi] ", "expected at least 1", "got 0"}));
   EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(2)), {fn, "Alibi", "expected slopes for 4 heads", "got 2"}));
+  EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(8)), {fn, "Alibi", "expected slopes for 4 heads", "got 8"}));
 }
 TEST_F(BadInput, score_bias_that_does_not_broadcast_alone_or_in_a_chain) {
   Tensor<float, 3> bias(2, 3, 5);

@@ -2,6 +2,8 @@
 
 #include "support.hpp"
 
+#include <utility>
+
 namespace {
 
 using namespace attn_test;
@@ -44,6 +46,44 @@ TEST(Conventions, errors_name_the_function_and_both_shapes) {
   const Tensor<float, 3> x(2, 7, 48);
   EXPECT_TRUE(reads(error_of([&] { static_cast<void>(module.forward(x)); }),
                     {"[attn::LlamaAttention::forward] ", ", expected ", "24", ", got [2,7,48]"}));
+}
+
+/// Counts how often it is asked for threads.
+struct CountingExecutor final : attn::Executor {
+  CountingExecutor() : Executor(2) {}
+  void parallel_for(int count, attn::LaneFunction lane) override {
+    ++calls;
+    for (int i = 0; i < count; ++i) lane(i);
+  }
+  int calls = 0;
+};
+
+TEST(ModuleConventions, AFullCacheIsRefusedBeforeAnyWork) {
+  attn::LlamaAttention<float> module(256, 4);
+  module.eval();
+  auto cache = module.make_cache(1, 100);
+  const auto x = random_tensor<float, 3>({1, 60, 256}, 1);
+  CountingExecutor executor;
+  const attn::UseExecutor use(executor);
+  (void)module.forward(x, attn::Causal{}, cache);
+  const int calls = std::exchange(executor.calls, 0);
+  EXPECT_GT(calls, 0);
+  EXPECT_THROW((void)module.forward(x, attn::Causal{}, cache), attn::Error);
+  EXPECT_EQ(executor.calls, 0);
+  EXPECT_EQ(cache.length(0), 60);
+}
+
+TEST(ModuleConventions, BothDropoutsDropOnTheirOwn) {
+  attn::LlamaAttention<float> module(attn::LlamaAttentionConfig{.hidden_size = 64,
+                                                                .num_attention_heads = 1,
+                                                                .attention_dropout = 0.5,
+                                                                .projection_dropout = 0.5,
+                                                                .seed = 3});
+  const auto result = module.forward_with_weights(random_tensor<float, 3>({1, 64, 64}, 2));
+  int alike = 0;  // of the first query's weights and outputs: dropped or kept, both
+  for (Index i = 0; i < 64; ++i) alike += (result.weights(0, 0, 0, i) == 0.F) == (result.output(0, 0, i) == 0.F);
+  EXPECT_GT(alike, 12);  // 32 on average, with a standard deviation of 4
+  EXPECT_LT(alike, 52);
 }
 
 }  // namespace

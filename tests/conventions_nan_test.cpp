@@ -179,4 +179,15 @@ TEST(Conventions, nan_in_a_live_score_of_a_mask_stays_in_its_row) {
   expect_nan_rows(in, in, AdditiveMask(without), AdditiveMask(bias), nan_in);
 }
 
+TEST(Conventions, KeysBeforeAWindowAreNeverRead) {  // for all queries that are computed together, within a step too
+  for (const Index S : {1, 4, 20, 40}) {
+    const auto clean = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = S, .T = 400, .D = 8, .Dv = 16}, 14);
+    auto dirty = clean;
+    const Index first = 400 - S - 9;  // the first key that the first query sees
+    for (Index t = 0; t < first; ++t)
+      for (Index d = 0; d < 16; ++d) dirty.v(0, 0, t, d) = NAN;
+    expect_garbage_does_not_show(clean, dirty, Causal{} & SlidingWindow(10));
+  }
+}
+
 }  // namespace

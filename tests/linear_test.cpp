@@ -473,4 +473,13 @@ TEST(Linear, ChecksWithoutRunning) {
   expect_error([&] { layer.check(y, attn::View<const float, 2>(y)); }, {"[attn::Linear::forward] input", "got [2,3]"});
 }
 
+TEST(Linear, BiasAndFirstRowOfTheWeightAreDrawnApart) {
+  const Linear<float> layer(20, 20, true, 1);
+  const auto weight = layer.weight();
+  const auto bias = layer.bias();
+  int equal = 0;
+  for (Index i = 0; i < 20; ++i) equal += bias(i) == weight(0, i);
+  EXPECT_EQ(equal, 0);
+}
+
 }  // namespace

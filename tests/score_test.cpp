@@ -77,4 +77,9 @@ TEST(Score, position_says_how_far_back_the_key_lies) {
   EXPECT_EQ(at(0, 4, 9).distance(), -5.F);
 }
 
+TEST(Score, SoftCapOfNanIsNan) {
+  EXPECT_TRUE(std::isnan(attn::SoftCap(50.F)(std::numeric_limits<float>::quiet_NaN(), Position{})));
+  EXPECT_TRUE(std::isnan(attn::SoftCap(50.F)(std::numeric_limits<double>::quiet_NaN(), Position{})));
+}
+
 }  // namespace

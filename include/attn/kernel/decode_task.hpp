@@ -135,7 +135,6 @@ class DecodeTasks {
     largest = never<A>, sum = 0;
     if (from >= to) return;
     const Position at = p.position(b, h, row, t);
-    for (Index i = 0; i < from - t; ++i) s[i] = never<A>;
     if (masked || rules.scores) rules.line(rules, s, to - t, at, masked);
     f.softmax_line(s, to - t, largest, sum);
     const A inverse = inverse_of(sum);
