@@ -254,7 +254,8 @@ void expect_each_part_alone(const Sizes& n) {
   for (const unsigned which : {0U, 2U, 4U, 6U}) {
     Parts<T> some(n), by_formula(n);
     scaled_dot_product_attention_into(some.views(which), in.q, in.k, in.v, Causal{});
-    attn::reference::scaled_dot_product_attention_into<T>(by_formula.views(which), in.q, in.k, in.v, Causal{}, NoScore{}, {});
+    attn::reference::scaled_dot_product_attention_into<T>(by_formula.views(which), in.q, in.k, in.v, Causal{},
+                                                          NoScore{}, {});
     for (const Parts<T>* got : {&some, &by_formula}) {
       const bool bits = got == &some && !(few && which == 2);
       const Parts<T>& of_log = (which & 2U) != 0 ? all : untouched;

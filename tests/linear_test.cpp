@@ -390,7 +390,8 @@ TEST(Linear, WeightAndBiasAreTakenThroughAnyStrides) {
 TEST(Linear, RefusesAWeightOfNegativeSizes) {
   const auto x = random_tensor<float, 1>({4}, 1);
   expect_error([&] { Linear<float> layer(attn::View<const float, 2>(x.data(), {-1, -2})); }, {"negative", "[-1,-2]"});
-  expect_error([&] { Linear<float> layer(attn::TensorMap<const float, 2>(x.data(), -1, -2)); }, {"negative", "[-1,-2]"});
+  expect_error([&] { Linear<float> layer(attn::TensorMap<const float, 2>(x.data(), -1, -2)); },
+               {"negative", "[-1,-2]"});
 }
 
 TEST(Linear, RefusesWeightsOfTheWrongShapeAndStaysAsItWas) {

@@ -163,7 +163,7 @@ TEST(Mask, offsets_into_a_mask_are_64_bit) {
 TEST(Mask, ViewsMayHaveAnyStrides) {
   Tensor<float, 2> bias(8, 6);
   for (Index i = 0; i < 48; ++i) bias.data()[i] = static_cast<float>(i);
-  const View<const float, 2> turned(bias.data(), {3, 4}, {2, 6});       // every second column, columns as rows
+  const View<const float, 2> turned(bias.data(), {3, 4}, {2, 6});  // every second column, columns as rows
   const View<const float, 4> repeated(bias.data(), {2, 2, 3, 4}, {0, 24, 0, 1});
   for (std::int32_t b = 0; b < 2; ++b)
     for (std::int32_t h = 0; h < 2; ++h)

@@ -195,8 +195,9 @@ TEST(Softmax, RefusesRowsWhoseScratchMemoryNoMemoryHolds) {
   const Eigen::half x[1] = {};
   const attn::View<const Eigen::half, 1> wide(x, {(Index{1} << 62) - 1});
   Eigen::half y[1];
-  expect_error([&] { Softmax<Eigen::half>().forward_into(attn::View<Eigen::half, 1>(y, {(Index{1} << 62) - 1}), wide); },
-               {"[attn::Softmax"});
+  expect_error(
+      [&] { Softmax<Eigen::half>().forward_into(attn::View<Eigen::half, 1>(y, {(Index{1} << 62) - 1}), wide); },
+      {"[attn::Softmax"});
 }
 
 TEST(Softmax, DoesNotDependOnTheNumberOfThreads) {

@@ -15,7 +15,7 @@ struct Layout {
   std::string_view name;
   std::uintptr_t address;  ///< of the first element
   Index element;           ///< bytes of an element
-  Index reach;             ///< bytes from the first element to the end of the last; 0 where there is no element or memory
+  Index reach;  ///< bytes from the first element to the end of the last; 0 where there is no element or memory
   Shape shape, stride;
 };
 
