@@ -373,7 +373,8 @@ TEST(LlamaAttention, TheAttentionDropoutDropsOtherWeightsInEveryCall) {
 TEST(LlamaAttention,
      ItsTwoDropoutsDropIndependently) {  // of one seed, the first rows of both would drop the same places
   constexpr Index n = 512;
-  const LlamaAttention<float> module(n, 1, 0.5);
+  const LlamaAttention<float> module(
+      {.hidden_size = n, .num_attention_heads = 1, .attention_dropout = 0.5, .projection_dropout = 0.5, .seed = 5});
   const auto [output, weights] = module.forward_with_weights(random_tensor<float, 3>({1, n, n}, 1));
   int dropped = 0, dropped_in_both = 0;
   for (Index i = 0; i < n; ++i) {
