@@ -191,10 +191,7 @@ void run_attention(const kernel::AttentionProblem<Stored>& p, const kernel::Kern
     auto* const scratch = frame.take<A>(std::max(threads, 1) * tasks.scratch());
     for_each_task(tasks.count(), threads,
                   [&](Index task, int lane) { tasks.run(task, results, scratch + lane * tasks.scratch()); });
-    const Index rows = p.B * p.H * p.S;
-    const int joining = std::min(threads, lanes(rows, work / static_cast<double>(tasks.chunk_keys)));
-    for_each_task(rows, joining,
-                  [&](Index row, int lane) { tasks.join(row, results, scratch + lane * tasks.scratch()); });
+    for (Index row = 0; row < p.B * p.H * p.S; ++row) tasks.join(row, results, scratch);
   } else {
     const kernel::AttentionTasks<Stored> tasks(p, rules, kernels, current_executor().concurrency());
     const int threads = lanes(tasks.count(), work);

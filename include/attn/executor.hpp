@@ -123,7 +123,7 @@ class SerialExecutor final : public Executor {
 class ThreadPool final : public Executor {
  public:
   /// Errors: fewer than one thread.
-  explicit ThreadPool(int threads) : Executor(1) {
+  [[gnu::cold]] explicit ThreadPool(int threads) : Executor(1) {
     detail::require(threads >= 1, "ThreadPool", "threads, expected at least 1, got ", threads);
     try {
       while (concurrency() < threads) {
@@ -158,7 +158,7 @@ class ThreadPool final : public Executor {
   friend Executor& default_executor();
 
   // Ends the threads once they have finished their lanes; from then on, calls run on their own thread.
-  void stop() {
+  [[gnu::cold]] void stop() {
     stop_.test_and_set();
     ticket_ += ticket(1, 0);  // a job that another thread has under way keeps its lanes
     ticket_.notify_all();
@@ -267,7 +267,7 @@ class EigenExecutor final : public Executor {
 
 namespace detail {
 /// How many threads ATTN_NUM_THREADS asks for, or as many as the machine has.
-inline int default_threads() {
+[[gnu::cold]] inline int default_threads() {
   const char* text = std::getenv("ATTN_NUM_THREADS");
   if (text == nullptr || *text == '\0') return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   char* end = nullptr;

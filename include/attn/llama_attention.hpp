@@ -79,7 +79,7 @@ class LlamaAttention {
 
   /// Errors: sizes below 1 or that memory cannot hold, E not divisible by H where head_dim is not given, H not divisible
   /// by G, dropout outside [0,1], an odd head size with rotary, a window below 1.
-  explicit LlamaAttention(const LlamaAttentionConfig& config)
+  [[gnu::cold]] explicit LlamaAttention(const LlamaAttentionConfig& config)
       : config_(complete(config)),
         rotary_(make_rotary(*config_)),
         query_(config_->hidden_size, query_size(), config_->bias, part_seed(0)),
@@ -193,7 +193,7 @@ class LlamaAttention {
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
 
   // Checks, and fills in the defaults. One copy: each way to copy or move a configuration is dozens of functions.
-  static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
+  [[gnu::cold]] static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
     LlamaAttentionConfig c = given;
     constexpr auto fn = "LlamaAttention";
     detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);

@@ -78,7 +78,7 @@ class Rotary {
  public:
   /// Errors: a head size that is odd or below 2, theta or a factor that is not positive, factors of the wrong count,
   /// lengths past 2^53, frequencies that overflow.
-  explicit Rotary(Index head_size, const RotaryConfig& config = {})
+  [[gnu::cold]] explicit Rotary(Index head_size, const RotaryConfig& config = {})
       : held_(Held{config, head_size, config.dimensions == 0 ? head_size : config.dimensions}) {
     detail::require(2 <= head_size && head_size <= Index{1} << 30 && head_size % 2 == 0, fn,
                     "head size, expected an even number from 2 to 2^30, got ", head_size);
@@ -231,7 +231,7 @@ class Rotary {
     return std::get_if<S>(&held_->config.scaling);
   }
 
-  void check_scaling() const {
+  [[gnu::cold]] void check_scaling() const {
     if (const auto* s = scaling<LinearScaling>()) check_factor(s->factor);
     if (const auto* s = scaling<DynamicNtkScaling>()) check_factor(s->factor), check_length(s->original_length);
     if (const auto* s = scaling<Llama3Scaling>()) {

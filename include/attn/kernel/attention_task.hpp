@@ -281,7 +281,7 @@ class AttentionTasks {
 
     /// Adds a chunk to the totals and begins the next one. Its maximum is a score like any other: a softmax of this one key
     /// gives the factors of both.
-    void join(Index row) {
+    [[gnu::cold, gnu::noinline]] void join(Index row) {
       std::copy_n(largest + row, panel, s);
       A* const unused = turned;
       f.softmax_panel(s, 1, vectors(row), total_largest + row, unused, old);
@@ -369,7 +369,7 @@ class AttentionTasks {
 
     /// Computes those queries of a panel again whose sums overflowed before they were divided, from weights that are
     /// divided first: finite wherever the values are. NaN and infinite values come here too, and stay.
-    void average_again(Index row, const A* mean) {
+    [[gnu::cold, gnu::noinline]] void average_again(Index row, const A* mean) {
       std::uint64_t overflowed = 0;  // a bit for each query
       for (Index d = 0; d < p.Dv; ++d)
         for (Index i = 0; i < count(row); ++i)
@@ -383,7 +383,7 @@ class AttentionTasks {
         if ((overflowed >> i & 1) != 0) write_output(row, i, 1, y + row * p.Dv);
     }
 
-    void write_weights(Index row) {
+    [[gnu::cold, gnu::noinline]] void write_weights(Index row) {
       T* const to = p.weights + ((b * p.H + h) * p.S + first_row + row) * p.T_;
       __builtin_memset(static_cast<void*>(to), 0, static_cast<std::size_t>(count(row) * p.T_) * sizeof(T));
       for (Index t = 0; t < p.T_; t += step_keys) {

@@ -86,7 +86,9 @@ struct RulesOf {
   static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
     constexpr int width = static_cast<int>(tile_columns<A>);
     for (Index t = 0; t < keys; ++t, ++first.key) {
-      if (masked || rows < width)
+      if constexpr (!scored && !HasBias<M>)
+        keep<1, 0, width>(rules, s + t * width, static_cast<std::int32_t>(rows), first);
+      else if ((masked && !kept_in_full(rules, first, rows)) || rows < width)
         some<1, 0, width>(rules, s + t * width, static_cast<std::int32_t>(rows), first, masked);
       else
         all<1, 0, width>(rules, s + t * width, first);
@@ -95,7 +97,9 @@ struct RulesOf {
   static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
     constexpr int width = lanes<A>;
     for (Index t = 0; t < keys; t += width, first.key += width) {
-      if (masked || keys - t < width)
+      if constexpr (!scored && !HasBias<M>)
+        keep<0, 1, width>(rules, s + t, static_cast<std::int32_t>(keys - t), first);
+      else if (masked || keys - t < width)
         some<0, 1, width>(rules, s + t, static_cast<std::int32_t>(keys - t), first, masked);
       else
         all<0, 1, width>(rules, s + t, first);
@@ -108,6 +112,11 @@ struct RulesOf {
   template <int row_step, int key_step>
   static ATTN_INLINE Position place(Position first, std::int32_t i) {
     return {first.batch, first.head, first.row + row_step * i, first.query + row_step * i, first.key + key_step * i};
+  }
+  /// Whether the mask keeps a key for all of these rows, and adds nothing.
+  static ATTN_INLINE bool kept_in_full(const Rules<A>& rules, Position first, Index rows) {
+    const Block block{first, place<1, 0>(first, static_cast<std::int32_t>(rows - 1))};
+    return !HasBias<M> && static_cast<const M*>(rules.mask)->cover(block) == Coverage::full;
   }
   static ATTN_INLINE A score_of(const Rules<A>& rules, A value, Position at) {
     if constexpr (scored) value = static_cast<A>((*static_cast<const F*>(rules.score))(value, at));
@@ -123,6 +132,19 @@ struct RulesOf {
     alignas(64) A x[std::size_t{n}];
     __builtin_memcpy(x, s, sizeof x);
     for (std::int32_t i = 0; i < n; ++i) x[i] = live(score_of(rules, x[i], place<row_step, key_step>(first, i)));
+    __builtin_memcpy(s, x, sizeof x);
+  }
+
+  /// The mask alone on n scores, of which the first `count` exist: the others are not used.
+  template <int row_step, int key_step, int n>
+  static ATTN_INLINE void keep(const Rules<A>& rules, A* s, std::int32_t count, Position first) {
+    const M& mask = *static_cast<const M*>(rules.mask);
+    alignas(64) A x[std::size_t{n}];
+    __builtin_memcpy(x, s, sizeof x);
+    for (std::int32_t i = 0; i < n; ++i) {
+      const std::int32_t existing = i < count ? i : count - 1;
+      x[i] = mask.keep(place<row_step, key_step>(first, existing)) ? x[i] : never<A>;
+    }
     __builtin_memcpy(s, x, sizeof x);
   }
 
@@ -143,22 +165,20 @@ struct RulesOf {
     } else {
       for (std::int32_t i = 0; i < n; ++i) kept[i] = i <= last ? -1 : 0;
     }
-    if constexpr (scored || HasBias<M>) {
-      std::int32_t stand_in = last;
-      while (stand_in > 0 && kept[stand_in] == 0) --stand_in;
-      if (kept[stand_in] == 0) {
-        for (int i = 0; i < n; ++i) s[i] = never<A>;
-        return;
-      }
-      const A spare = x[stand_in];
-      alignas(64) A real[std::size_t{n}];  // not x: g++ would store into it through a mask; the next loop would wait
-      for (std::int32_t i = 0; i < n; ++i) real[i] = kept[i] != 0 ? x[i] : spare;
-      for (std::int32_t i = 0; i < n; ++i) {
-        const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));
-        A value = score_of(rules, real[i], at);
-        if constexpr (HasBias<M>) value += static_cast<A>(mask.bias(at));
-        x[i] = live(value);
-      }
+    std::int32_t stand_in = last;
+    while (stand_in > 0 && kept[stand_in] == 0) --stand_in;
+    if (kept[stand_in] == 0) {
+      for (int i = 0; i < n; ++i) s[i] = never<A>;
+      return;
+    }
+    const A spare = x[stand_in];
+    alignas(64) A real[std::size_t{n}];  // not x: g++ would store into it through a mask; the next loop would wait
+    for (std::int32_t i = 0; i < n; ++i) real[i] = kept[i] != 0 ? x[i] : spare;
+    for (std::int32_t i = 0; i < n; ++i) {
+      const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));
+      A value = score_of(rules, real[i], at);
+      if constexpr (HasBias<M>) value += static_cast<A>(mask.bias(at));
+      x[i] = live(value);
     }
     for (std::int32_t i = 0; i < n; ++i) x[i] = kept[i] != 0 ? x[i] : never<A>;
     __builtin_memcpy(s, x, sizeof x);
