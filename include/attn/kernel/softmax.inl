@@ -111,24 +111,22 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
 
   const Vec<A> shift = shift_of<A>(splat(max));
   Vec<A> sums = {}, lost = {};  // Kahan's sum of parts: one chain over a wide row would lose the small addends
-  Index i = 0;
-  do {
-    const Index part_end = std::min(end, i + 64 * step);
+  for (Index first = 0; first < end; first += 64 * step) {
     Vec<A> part = {};
-    for (; i < part_end; i += step) {
+    for (Index i = first; i < std::min(end, first + 64 * step); i += step) {
       const Vec<A> p = exp(load(scratch + i) - shift);
       part += p;
       store(scratch + i, p);
     }
-    if (i == end && i <= 64 * step) {
-      sums = part;
+    if (end <= 64 * step) {
+      sums = part;  // all of the row
     } else {
       part -= lost;
       const Vec<A> next = opaque(sums + part);
       lost = opaque(next - sums) - part;
       sums = next;
     }
-  } while (i < end);
+  }
   const A sum = sum_of<A>(sums);
   const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // nothing live: 0, not NaN
   for (Index i = 0; i < end; i += step) store(scratch + i, load(scratch + i) / divisor);
