@@ -49,7 +49,7 @@ class KvCache {
   [[nodiscard]] View<const T, 4> keys(Index written = 0) const { return so_far(held_->keys, written); }
   [[nodiscard]] View<const T, 4> values(Index written = 0) const { return so_far(held_->values, written); }
 
-  /// Throws unless so many more tokens fit every sequence.
+  /// Throws unless every sequence has room for this many more tokens.
   void check_room(Index tokens) const {
     detail::require(tokens >= 0 && tokens <= capacity() - max_length(), "KvCache::append",
                     "capacity, expected room for ", tokens, " more tokens, got ", max_length(), " of ", capacity(),

@@ -211,8 +211,8 @@ class AttentionTasks {
     const Index panel;
     Index b = 0, h = 0, first_row = 0, rows = 0;
     A *q, *y, *largest, *sum, *s, *old, *scale, *turned;  // q [panel][D][query], y [panel][Dv][query], s [key][query]
-    A *total_y, *total_largest,
-        *total_sum;  // of the chunks so far; y, largest and sum themselves where there is but one
+    // Of the chunks so far; where there is only one chunk, they are y, largest and sum themselves.
+    A *total_y, *total_largest, *total_sum;
     StepRows<T> k, v;
 
     Task(const AttentionTasks& tasks, A* scratch)
