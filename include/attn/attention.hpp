@@ -8,17 +8,19 @@
 #include <optional>
 #include <span>
 
-#include "executor.hpp"
-#include "kernel/decode_task.hpp"
-#include "kernel/targets.hpp"
+#include "kernel/attention_decode.hpp"
+#include "kernel/attention_forward.hpp"
+#include "kernel/isa/targets.hpp"
 #include "mask.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
 #include "philox.hpp"
 #include "score.hpp"
 #include "tensor.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// How scaled_dot_product_attention computes, and what it returns besides the output.
 struct AttentionOptions {
@@ -51,7 +53,8 @@ struct AttentionOutputs {
   View<T, 4> weights;                   ///< [B,H,S,T], packed
 };
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn
 
 namespace attn::detail {
 
@@ -187,17 +190,15 @@ void run_attention(const kernel::AttentionProblem<Stored>& p, const kernel::Kern
     const std::array<Index, 4> partials = tasks.partials();
     auto* const results = frame.take<A>(
         checked_size<A>("scaled_dot_product_attention", "scratch memory for partial sums", as_shape(partials)));
-    const int threads = lanes(tasks.count(), work);
-    auto* const scratch = frame.take<A>(std::max(threads, 1) * tasks.scratch());
-    for_each_task(tasks.count(), threads,
-                  [&](Index task, int lane) { tasks.run(task, results, scratch + lane * tasks.scratch()); });
+    auto* const scratch = frame.take<A>(tasks.scratch());
+    run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(A)}, [&](Index task, std::byte* memory) {
+      tasks.run(task, results, static_cast<A*>(static_cast<void*>(memory)));
+    });
     for (Index row = 0; row < p.B * p.H * p.S; ++row) tasks.join(row, results, scratch);
   } else {
     const kernel::AttentionTasks<Stored> tasks(p, rules, kernels, current_executor().concurrency());
-    const int threads = lanes(tasks.count(), work);
-    auto* const scratch = frame.take<A>(threads * tasks.scratch());
-    for_each_task(tasks.count(), threads,
-                  [&](Index task, int lane) { tasks.run(task, scratch + lane * tasks.scratch()); });
+    run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(A)},
+              [&](Index task, std::byte* memory) { tasks.run(task, static_cast<A*>(static_cast<void*>(memory))); });
   }
 }
 
@@ -213,7 +214,8 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
 
 }  // namespace attn::detail
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// softmax(score(q kT * scale) + mask) v, written into the caller's memory.
 /// Shapes: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv] with H % G == 0; `out` is a tensor [B,H,S,Dv] or AttentionOutputs.
@@ -271,4 +273,5 @@ template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F
   return result;
 }
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

@@ -7,20 +7,25 @@
 #include "math.hpp"
 #include "overlap.hpp"
 
+#include "position.hpp"
+#include "view.hpp"
 #include "mask.hpp"
 #include "sequence_length.hpp"
 #include "score.hpp"
 #include "philox.hpp"
 #include "float_environment.hpp"
 #include "waitable_word.hpp"
-
-#include "kernel/isa.hpp"
-#include "kernel/problem.hpp"
-#include "kernel/targets.hpp"
-
-#include "tensor.hpp"
+#include "scratch.hpp"
 #include "memory.hpp"
 #include "executor.hpp"
+#include "thread_pool.hpp"
+#include "parallel.hpp"
+
+#include "kernel/problem.hpp"
+#include "kernel/isa/isa.hpp"
+#include "kernel/isa/targets.hpp"
+
+#include "tensor.hpp"
 
 #include "softmax.hpp"
 #include "dropout.hpp"

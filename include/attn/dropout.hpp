@@ -3,17 +3,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <utility>
 
-#include "executor.hpp"
-#include "kernel/targets.hpp"
+#include "kernel/isa/targets.hpp"
 #include "math.hpp"
+#include "parallel.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// In training, sets each element to 0 with probability p and multiplies the others by 1 / (1 - p); in evaluation, does
 /// nothing. Which elements go is a pure function of (seed, call, index): `forward` counts its calls, those that fail
@@ -40,8 +42,7 @@ class Dropout {
   void reseed(std::uint64_t seed) { numbers_ = Numbers(seed); }
 
   /// Shapes: x of rank 1 to 4 -> the same shape.
-  template <detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <detail::TensorOfElement<T> X>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
     auto y = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
     forward_into(y, x);
@@ -50,8 +51,7 @@ class Dropout {
 
   /// The same, written into a tensor of the same shape, which may be x itself.
   /// Errors: another shape; views with gaps between their rows.
-  template <class Y, detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <class Y, detail::TensorOfElement<T> X>
   void forward_into(Y&& to, const X& from) const {
     check(to, from);
     constexpr int rank = X::NumDimensions;
@@ -66,8 +66,7 @@ class Dropout {
     }
   }
   /// Throws what `forward_into` would, and does nothing else.
-  template <class Y, detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <class Y, detail::TensorOfElement<T> X>
   void check(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
@@ -127,9 +126,9 @@ class Dropout {
     }
     constexpr Index chunk = 1 << 14;  // divides 2^32, where rows end
     const auto& kernels = kernel::kernels_of<kernel::Stored<T>>(active_isa());
-    const Index tasks = (size + chunk - 1) / chunk;
-    const int lanes = detail::lanes(tasks, 10.0 * static_cast<double>(size));  // Philox is some 10 operations
-    detail::for_each_task(tasks, lanes, [&](Index task, int) {
+    constexpr double philox = 10.0;  // operations of an element, about
+    const auto work = philox * static_cast<double>(size);
+    detail::run_tasks(detail::ceil_div(size, chunk), work, 0, [&](Index task, std::byte*) {
       using A = Accumulator<T>;
       A factors[64];
       for (Index first = task * chunk, end = std::min(size, first + chunk); first < end; first += 64) {
@@ -150,4 +149,5 @@ class Dropout {
   Numbers numbers_;
 };
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

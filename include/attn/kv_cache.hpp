@@ -11,7 +11,8 @@
 #include "memory.hpp"
 #include "tensor.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// Keys [B,G,capacity,D], already rotated, and values [B,G,capacity,Dv] of B sequences that may differ in length.
 ///
@@ -168,4 +169,5 @@ class KvCache {
   detail::EmptyWhenMoved<Held> held_;
 };
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

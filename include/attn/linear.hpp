@@ -8,15 +8,16 @@
 #include <memory>
 #include <optional>
 
-#include "executor.hpp"
-#include "kernel/linear_task.hpp"
-#include "kernel/targets.hpp"
+#include "kernel/linear_forward.hpp"
+#include "kernel/isa/targets.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// A linear layer, with PyTorch's conventions: weight [out,in], optional bias [out], both drawn at construction from
 /// the uniform distribution on (-1/sqrt(in), 1/sqrt(in)).
@@ -115,8 +116,7 @@ class Linear {
 
   /// Shapes: x [..., in] of rank 1 to 4 -> [..., out]. Types: sums in float, for double in double.
   /// Errors: another last dimension.
-  template <detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <detail::TensorOfElement<T> X>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
     auto shape = detail::shape_of(x);
     check_input(x);
@@ -129,8 +129,7 @@ class Linear {
   /// The same, written into a tensor [..., out] of the caller's, whose rows may alternate with those of x in one buffer.
   /// Errors: another last dimension or output shape; views whose rows do not lie equally far apart; an output that
   /// shares memory with x.
-  template <class Y, detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <class Y, detail::TensorOfElement<T> X>
   void forward_into(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     const View<const T, rank> x(from);
@@ -139,8 +138,7 @@ class Linear {
     run(x.data(), detail::row_distance(x), x.size() / in_features(), y.data(), detail::row_distance(y));
   }
   /// Throws what `forward_into` would, and does nothing else.
-  template <class Y, detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T>
+  template <class Y, detail::TensorOfElement<T> X>
   void check(Y&& to, const X& from) const {
     constexpr int rank = X::NumDimensions;
     static_assert(rank >= 1 && rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
@@ -197,12 +195,11 @@ class Linear {
     if (rows == 0) return;
     const kernel::LinearTasks<Stored> tasks(problem, kernel::kernels_of<Stored>(active_isa()),
                                             current_executor().concurrency());
-    const Workspace::Frame frame;
-    const Index room = tasks.scratch();
-    const int lanes =
-        detail::lanes(tasks.count(), static_cast<double>(rows) * static_cast<double>(in_features() * out_features()));
-    auto* const scratch = frame.take<Accumulator<T>>(lanes * room);
-    detail::for_each_task(tasks.count(), lanes, [&](Index task, int lane) { tasks.run(task, scratch + lane * room); });
+    const double work = static_cast<double>(rows) * static_cast<double>(in_features() * out_features());
+    detail::run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(Accumulator<T>)},
+                      [&](Index task, std::byte* memory) {
+                        tasks.run(task, static_cast<Accumulator<T>*>(static_cast<void*>(memory)));
+                      });
   }
 
   template <class X>
@@ -217,4 +214,5 @@ class Linear {
   std::shared_ptr<Parameters> parameters_;
 };
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

@@ -19,7 +19,8 @@
 #include "rotary.hpp"
 #include "sequence_length.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// What a LlamaAttention is made of. The defaults are the document's module.
 struct LlamaAttentionConfig {
@@ -370,4 +371,5 @@ class LlamaAttention {
   Dropout<T> attention_dropout_, projection_dropout_;
 };
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

@@ -20,30 +20,10 @@
 #include <utility>
 
 #include "error.hpp"
-#include "math.hpp"
+#include "position.hpp"
+#include "view.hpp"
 
 namespace attn {
-
-/// One score: which query meets which key. Indices are 32 bits wide so that twice as many fit a vector; calls with
-/// more than 2^30 queries or keys are refused.
-struct Position {
-  std::int32_t batch = 0;
-  std::int32_t head = 0;   ///< query head
-  std::int32_t row = 0;    ///< row of the query tensor
-  std::int32_t query = 0;  ///< where the query stands among the keys: row + keys - queries, unless told otherwise
-  std::int32_t key = 0;    ///< row of the key tensor
-
-  /// query - key: how far back the key lies.
-  [[nodiscard]] constexpr float distance() const { return static_cast<float>(query - key); }
-};
-
-/// A rectangle of scores of one batch entry and one head: from `first` to `last`, both included.
-struct Block {
-  Position first, last;
-};
-
-/// What a mask keeps of a block.
-enum class Coverage : std::uint8_t { empty, full, mixed };
 
 template <class M>
 concept Mask = requires(const M& mask, Position at, Block block) {
@@ -150,78 +130,11 @@ class Padding {
   std::span<const Index> lengths_;
 };
 
-namespace detail {
-
-/// Anything shaped like a tensor: an Eigen tensor, a map of one, an attn::View.
-template <class X>
-concept TensorLike = requires(const X& x) {
-  x.data();
-  x.dimension(0);
-  X::NumDimensions;
-};
-
-template <class X>
-using Element = std::remove_cvref_t<decltype(*std::declval<const X&>().data())>;
-
-template <TensorLike X>
-[[nodiscard]] constexpr auto shape_of(const X& x) {
-  return [&]<int... axis>(std::integer_sequence<int, axis...>) {
-    return std::array<Index, sizeof...(axis)>{static_cast<Index>(x.dimension(axis))...};
-  }
-  (std::make_integer_sequence<int, int{X::NumDimensions}>{});
-}
-
-/// A row-major tensor of rank 1 to 4 read as [batch, heads, queries, keys], its axes aligned at the right and repeated
-/// where they have size 1, as NumPy and PyTorch do.
-template <class T>
-class BroadcastView {
- public:
-  template <TensorLike X>
-  explicit BroadcastView(const X& x) : data_(x.data()), rank_(X::NumDimensions) {
-    constexpr int rank = X::NumDimensions;
-    static_assert(rank >= 1 && rank <= 4, "attn: a mask or bias has rank 1 to 4");
-    static_assert(rank == 1 || static_cast<int>(X::Layout) == 1,
-                  "attn: row-major tensors only, Eigen::Tensor<T, R, Eigen::RowMajor>");
-    const auto shape = shape_of(x);
-    Index size = checked_size<T>("View", "mask or bias", as_shape(shape));
-    for (int axis = 0; axis < rank; ++axis) {
-      const auto from = static_cast<std::size_t>(axis), to = static_cast<std::size_t>(axis + 4 - rank);
-      shape_[to] = shape[from];
-      if (shape[from] <= 1) continue;
-      if constexpr (requires {
-                      { x.stride(0) } -> std::same_as<Index>;
-                    }) {  // a strided attn::View
-        stride_[to] = x.stride(axis);
-      } else {
-        stride_[to] = size /= shape[from];
-      }
-    }
-  }
-
-  [[nodiscard]] T operator()(Position at) const {
-    return data_[at.batch * stride_[0] + at.head * stride_[1] + at.row * stride_[2] + at.key * stride_[3]];
-  }
-  void check(std::string_view function, std::string_view what, const std::array<Index, 4>& scores) const {
-    for (std::size_t axis = 0; axis < 4; ++axis)
-      require(shape_[axis] == 1 || shape_[axis] == scores[axis], function, what, " does not broadcast, expected ",
-              as_shape(scores), " or 1 in its place, got ", as_shape(shape_).last(static_cast<std::size_t>(rank_)));
-  }
-
- private:
-  const T* data_;
-  int rank_;
-  std::array<Index, 4> shape_{1, 1, 1, 1};
-  std::array<Index, 4> stride_{};
-};
-
-}  // namespace detail
-
 /// A boolean tensor of rank 1 to 4, broadcast to [B,H,S,T]: true = this key may be attended.
 class KeepMask {
  public:
-  template <detail::TensorLike X>
-  requires std::same_as < detail::Element<X>,
-  bool > explicit KeepMask(const X& keep) : keep_(keep) {}
+  template <detail::TensorOfElement<bool> X>
+  explicit KeepMask(const X& keep) : keep_(keep) {}
 
   [[nodiscard]] bool keep(Position at) const { return keep_(at); }
   [[nodiscard]] static constexpr Coverage cover(Block) { return Coverage::mixed; }
@@ -237,10 +150,11 @@ class KeepMask {
 /// such as -1e9 is an ordinary number.
 template <class T>
 class AdditiveMask {
+  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
+
  public:
-  template <detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T> &&(!std::same_as<T, bool>)explicit AdditiveMask(const X& bias)
-      : bias_(bias) {}
+  template <detail::TensorOfElement<T> X>
+  explicit AdditiveMask(const X& bias) : bias_(bias) {}
 
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias
   [[nodiscard]] static constexpr Coverage cover(Block) { return Coverage::mixed; }

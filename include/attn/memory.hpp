@@ -1,4 +1,4 @@
-// Floor 3. Aligned memory, and the scratch memory that is kept between calls.
+// Floor 1. Aligned memory, and the scratch memory that is kept between calls.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +18,9 @@
 #endif
 
 #include "error.hpp"
+#include "scratch.hpp"
 
 namespace attn {
-
-inline constexpr std::size_t cache_line = 64;  // also the widest vector
 
 namespace detail {
 
@@ -109,7 +108,7 @@ using AlignedVector = std::vector<T, detail::AlignedAllocator<T>>;
 /// destructors of thread_local and static objects find it too: it is then freed with the outermost frame.
 class Workspace {
   // Followed by the memory. A list, since vectors of vectors cost every program more than a hundred functions.
-  struct alignas(cache_line) Block {
+  struct alignas(detail::cache_line) Block {
     Block* next;
     std::size_t size;
   };
@@ -180,7 +179,7 @@ class Workspace {
       release();
       advance(all);
     }
-    bytes = (bytes + cache_line - 1) / cache_line * cache_line;
+    bytes = (bytes + detail::cache_line - 1) / detail::cache_line * detail::cache_line;
     while (block_ == nullptr || used_ + bytes > block_->size) advance(bytes);
     used_ += bytes;
     return reinterpret_cast<std::byte*>(block_ + 1) + (used_ - bytes);

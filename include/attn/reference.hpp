@@ -7,7 +7,9 @@
 
 #include "attention.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI::reference {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
+namespace reference {
 
 /// attn::scaled_dot_product_attention_into, by definition. Same arguments, same results, same errors.
 template <Scalar T, Mask M, class F>
@@ -67,4 +69,6 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
       }
 }
 
-}  // namespace attn::inline ATTN_EIGEN_ABI::reference
+}  // namespace reference
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

@@ -12,12 +12,13 @@
 #include <variant>
 #include <vector>
 
-#include "executor.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
 #include "tensor.hpp"
 
-namespace attn::inline ATTN_EIGEN_ABI {
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// Which two elements of a head are turned together.
 enum class RotaryLayout : std::uint8_t {
@@ -157,7 +158,7 @@ class Rotary {
 
     const double factor = attention_factor();
     const bool interleaved = config().layout == RotaryLayout::interleaved;
-    const int lanes = detail::lanes(B * S, static_cast<double>(B * S * turned()) * static_cast<double>(H + 20));
+    const int lanes = detail::worth_workers(B * S, static_cast<double>(B * S * turned()) * static_cast<double>(H + 20));
     auto* const tables = frame.take<float>(lanes * turned());
     detail::for_each_task(B * S, lanes, [&](Index task, int lane) {
       const Index b = task / S, s = task % S;
@@ -311,14 +312,18 @@ class Rotary {
   detail::EmptyWhenMoved<Held> held_;
 };
 
-namespace detail_rotary {
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn
+
+namespace attn::detail {
+
 template <class T, int Rank>
 Tensor<T, Rank> reorder(View<const T, Rank> x, Index heads, bool to_half_split, std::string_view fn) {
   const Index rows = x.dimension(0);
-  detail::require(heads >= 1 && rows % (2 * heads) == 0, fn, "first dimension, expected a multiple of twice ", heads,
-                  " heads, got ", detail::as_shape(x.shape()));
-  detail::require(detail::is_packed(x), fn, "views, expected a packed tensor");
-  auto result = detail::make_tensor<T, Rank>(x.shape());
+  require(heads >= 1 && rows % (2 * heads) == 0, fn, "first dimension, expected a multiple of twice ", heads,
+          " heads, got ", as_shape(x.shape()));
+  require(is_packed(x), fn, "views, expected a packed tensor");
+  auto result = make_tensor<T, Rank>(x.shape());
   const Index d = rows / heads, width = x.size() / std::max<Index>(rows, 1);
   for (Index r = 0; r < rows; ++r) {
     const Index i = r % d / 2 + (r % 2) * d / 2;  // where row r of interleaved pairs stands when halves are split
@@ -328,27 +333,31 @@ Tensor<T, Rank> reorder(View<const T, Rank> x, Index heads, bool to_half_split, 
   }
   return result;
 }
-}  // namespace detail_rotary
+}  // namespace attn::detail
+
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// Reorders the rows of a query or key weight [heads*D, in] (or bias [heads*D]) made for interleaved rotary, so that
 /// half-split rotary gives the same scores.
 template <TensorOf<2> X>
 [[nodiscard]] Tensor<detail::Element<X>, 2> to_half_split(const X& weight, Index heads) {
-  return detail_rotary::reorder(detail::read(weight), heads, true, "to_half_split");
+  return detail::reorder(detail::read(weight), heads, true, "to_half_split");
 }
 template <TensorOf<1> X>
 [[nodiscard]] Tensor<detail::Element<X>, 1> to_half_split(const X& bias, Index heads) {
-  return detail_rotary::reorder(detail::read(bias), heads, true, "to_half_split");
+  return detail::reorder(detail::read(bias), heads, true, "to_half_split");
 }
 
 /// The way back: from half-split to interleaved.
 template <TensorOf<2> X>
 [[nodiscard]] Tensor<detail::Element<X>, 2> to_interleaved(const X& weight, Index heads) {
-  return detail_rotary::reorder(detail::read(weight), heads, false, "to_interleaved");
+  return detail::reorder(detail::read(weight), heads, false, "to_interleaved");
 }
 template <TensorOf<1> X>
 [[nodiscard]] Tensor<detail::Element<X>, 1> to_interleaved(const X& bias, Index heads) {
-  return detail_rotary::reorder(detail::read(bias), heads, false, "to_interleaved");
+  return detail::reorder(detail::read(bias), heads, false, "to_interleaved");
 }
 
-}  // namespace attn::inline ATTN_EIGEN_ABI
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

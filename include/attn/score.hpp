@@ -126,10 +126,11 @@ class Alibi {
 /// Views the tensor. It differs from AdditiveMask in its place: before score functions written after it.
 template <class T>
 class ScoreBias {
+  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
+
  public:
-  template <detail::TensorLike X>
-  requires std::same_as<detail::Element<X>, T> &&(!std::same_as<T, bool>)explicit ScoreBias(const X& bias)
-      : bias_(bias) {}
+  template <detail::TensorOfElement<T> X>
+  explicit ScoreBias(const X& bias) : bias_(bias) {}
 
   template <class A>
   A operator()(A score, Position at) const {

@@ -12,19 +12,8 @@
 #include "../math.hpp"
 #include "problem.hpp"
 
-// What a unit compiled with -m flags makes of this code is another thing than what a unit without makes of it, and the
-// linker must not put either in the other's place: an inline namespace tells them apart.
-#if defined(__AVX512F__)
-#define ATTN_BASELINE with_avx512f
-#elif defined(__AVX2__)
-#define ATTN_BASELINE with_avx2
-#elif defined(__AVX__)
-#define ATTN_BASELINE with_avx
-#else
-#define ATTN_BASELINE plain
-#endif
-
-namespace attn::kernel::inline ATTN_BASELINE {
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
 
 using attn::detail::ceil_div;
 using attn::detail::round_up;
@@ -200,4 +189,5 @@ void multiply_few(const Kernels<T>& f, Product<A> product, Index rows, Index col
   }
 }
 
-}  // namespace attn::kernel::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../error.hpp"
-#include "../mask.hpp"
+#include "../position.hpp"
 #include "../philox.hpp"
 
 namespace attn::kernel {

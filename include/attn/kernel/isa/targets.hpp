@@ -11,9 +11,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "../score.hpp"
+#include "../../score.hpp"
 #include "isa.hpp"
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 #define ATTN_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -39,9 +39,11 @@
 #define ATTN_VECTOR_REGISTERS 16
 #define ATTN_VECTOR_CONSTRAINT "m"
 #endif
-namespace attn::kernel::baseline::inline ATTN_BASELINE {
+namespace attn::kernel::baseline {
+inline namespace ATTN_UNIT_FLAGS {
 #include "body.inl"
-}  // namespace attn::kernel::baseline::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel::baseline
 
 #if ATTN_X86_TARGETS
 
@@ -89,7 +91,8 @@ namespace attn::kernel::avx512 {
 #undef ATTN_UNROLL
 #undef ATTN_INLINE
 
-namespace attn::kernel::inline ATTN_BASELINE {
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
 
 // A public call asks for the active instruction set once and hands it to the functions below: another thread may choose
 // another one meanwhile, and two sets in one call would not agree on the width of a panel.
@@ -135,4 +138,5 @@ template <class A, class M, class F>
   return rules;
 }
 
-}  // namespace attn::kernel::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel

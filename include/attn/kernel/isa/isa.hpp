@@ -9,13 +9,10 @@
 #include <string_view>
 #include <vector>
 
-#include "../error.hpp"
+#include "../../error.hpp"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define ATTN_X86_TARGETS 1
+#if ATTN_X86_TARGETS
 #include <cpuid.h>
-#else
-#define ATTN_X86_TARGETS 0
 #endif
 
 namespace attn {

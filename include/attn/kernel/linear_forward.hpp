@@ -6,7 +6,8 @@
 
 #include "kernels.hpp"
 
-namespace attn::kernel::inline ATTN_BASELINE {
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
 
 /// How a linear layer is cut into tasks. A task is a block of rows of x by a group of panels of the weight:
 ///   for each stretch of `depth` inputs:  its part of x, up to 384 KB, stays in L2, copied there where it needs to be
@@ -118,4 +119,5 @@ class LinearTasks {
   Index depth, block_rows, block_panels, row_blocks, panel_blocks;
 };
 
-}  // namespace attn::kernel::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel

@@ -17,7 +17,8 @@
 
 #include "kernels.hpp"
 
-namespace attn::kernel::inline ATTN_BASELINE {
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
 
 /// Queries of one block. 96 read k and v too often (15 %), 192 and 288 are equal, 576 leave L2 (3 %).
 inline constexpr Index most_block_rows = 384;
@@ -405,4 +406,5 @@ class AttentionTasks {
   Index copied;  // steps that there is room for
 };
 
-}  // namespace attn::kernel::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel

@@ -10,9 +10,10 @@
 #include <array>
 #include <type_traits>
 
-#include "attention_task.hpp"
+#include "attention_forward.hpp"
 
-namespace attn::kernel::inline ATTN_BASELINE {
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
 
 template <class T>
 class DecodeTasks {
@@ -169,4 +170,5 @@ class DecodeTasks {
   Index span;    // chunks of a task
 };
 
-}  // namespace attn::kernel::inline ATTN_BASELINE
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel
