@@ -25,14 +25,14 @@ template <class Stored>
 std::vector<float> widened(const std::vector<Stored>& x, attn::Isa isa) {
   std::vector<float> y(x.size());
   const Index n = std::ssize(x);
-  kernel::kernels_of<Stored>(isa).load(y.data(), n, x.data(), n, 1, n);
+  kernel::codec_of<Stored>(isa).load(y.data(), n, x.data(), n, 1, n);
   return y;
 }
 template <class Stored>
 std::vector<Stored> narrowed(const std::vector<float>& x, attn::Isa isa) {
   std::vector<Stored> y(x.size());
   const Index n = std::ssize(x);
-  kernel::kernels_of<Stored>(isa).store(y.data(), n, x.data(), n, 1, n);
+  kernel::codec_of<Stored>(isa).store(y.data(), n, x.data(), n, 1, n);
   return y;
 }
 

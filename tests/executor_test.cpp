@@ -538,15 +538,15 @@ TEST(UseExecutor, CallsRunOnIt) {
 /// Much work: all lanes that there are.
 template <class Task>
 void for_each_task(Index tasks, const Task& task) {
-  attn::detail::for_each_task(tasks, attn::detail::lanes(tasks, 1e12), task);
+  attn::detail::for_each_task(tasks, attn::detail::worth_workers(tasks, 1e12), task);
 }
 
 TEST(Lanes, AreAsManyAsTheWorkIsWorth) {
   ThreadPool pool(3);
   const UseExecutor use(pool);
-  EXPECT_EQ(attn::detail::lanes(100, 1e12), 3);
-  EXPECT_EQ(attn::detail::lanes(2, 1e12), 2);
-  EXPECT_EQ(attn::detail::lanes(100, 0.0), 1);
+  EXPECT_EQ(attn::detail::worth_workers(100, 1e12), 3);
+  EXPECT_EQ(attn::detail::worth_workers(2, 1e12), 2);
+  EXPECT_EQ(attn::detail::worth_workers(100, 0.0), 1);
 }
 
 TEST(Lanes, OfAVastExecutorAreBoundedByTheWork) {
@@ -557,9 +557,9 @@ TEST(Lanes, OfAVastExecutorAreBoundedByTheWork) {
     }
   } vast;
   const UseExecutor use(vast);
-  EXPECT_EQ(attn::detail::lanes(100, 1e300), 100);
-  EXPECT_EQ(attn::detail::lanes(Index{1} << 40, 3e5), 4);
-  EXPECT_LE(attn::detail::lanes(Index{1} << 40, 1e300), 1 << 20);
+  EXPECT_EQ(attn::detail::worth_workers(100, 1e300), 100);
+  EXPECT_EQ(attn::detail::worth_workers(Index{1} << 40, 3e5), 4);
+  EXPECT_LE(attn::detail::worth_workers(Index{1} << 40, 1e300), 1 << 20);
 }
 
 TEST(ForEachTask, RunsEveryTaskOnceOnALaneOfItsOwn) {

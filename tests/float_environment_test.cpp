@@ -65,7 +65,7 @@ class DefaultThreads final : public attn::Executor {
 
 template <class Task>
 void for_each_task(Index tasks, const Task& task) {
-  attn::detail::for_each_task(tasks, attn::detail::lanes(tasks, 1e12), task);
+  attn::detail::for_each_task(tasks, attn::detail::worth_workers(tasks, 1e12), task);
 }
 
 // ---- The control word ----

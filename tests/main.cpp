@@ -1,5 +1,5 @@
 // The main of every test program: GoogleTest's, but a CPU that lacks the instruction set ATTN_ISA asks for skips the program.
-#include <attn/kernel/isa.hpp>
+#include <attn/kernel/isa/isa.hpp>
 
 #include <gtest/gtest.h>
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -154,52 +155,42 @@ template <class T>
 }
 
 /// The problem as kernels are told it.
-template <Scalar X>
-[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q,
-                                                                            View<const X, 4> k, View<const X, 4> v,
-                                                                            const AttentionOptions& options,
-                                                                            const AttentionOutputs<X>& out) {
-  return {n.B,
-          n.H,
-          n.G,
-          n.S,
-          n.T,
-          n.D,
-          n.Dv,
-          heads_of(q),
-          heads_of(k),
-          heads_of(v),
-          heads_of(out.output),
-          out.log_sum_exp.data(),
-          kernel::stored(out.weights.data()),
-          static_cast<Accumulator<X>>(scale_of(options, n.D)),
-          DropoutRule(options.dropout, options.seed, options.call),
-          options.query_start.empty() ? nullptr : options.query_start.data()};
+template <Scalar X, Scalar KV>
+[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>, kernel::Stored<KV>> attention_problem(
+    const AttentionSizes& n, View<const X, 4> q, View<const KV, 4> k, View<const KV, 4> v,
+    const AttentionOptions& options, const AttentionOutputs<X>& out) {
+  return {.B = n.B,
+          .H = n.H,
+          .G = n.G,
+          .S = n.S,
+          .T = n.T,
+          .D = n.D,
+          .Dv = n.Dv,
+          .q = heads_of(q),
+          .k = heads_of(k),
+          .v = heads_of(v),
+          .y = heads_of(out.output),
+          .log_sum_exp = out.log_sum_exp.data(),
+          .weights = kernel::stored(out.weights.data()),
+          .scale = static_cast<Accumulator<X>>(scale_of(options, n.D)),
+          .dropout = DropoutRule(options.dropout, options.seed, options.call),
+          .query_start = options.query_start.empty() ? nullptr : options.query_start.data()};
 }
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
-template <class Stored>
-void run_attention(const kernel::AttentionProblem<Stored>& p, const kernel::Kernels<Stored>& kernels,
-                   const kernel::Rules<kernel::AccumulatorOf<Stored>>& rules) {
-  using A = kernel::AccumulatorOf<Stored>;
-  const double work =
-      static_cast<double>(p.B * p.H * p.S) * static_cast<double>(p.T_) * static_cast<double>(p.D + p.Dv);
+template <class Q, class KV>
+void run_attention(const kernel::AttentionProblem<Q, KV>& problem, const kernel::AttentionKernels<Q, KV>& kernels,
+                   const kernel::Rules<kernel::AccumulatorOf<Q>>& rules) {
+  if (!kernel::DecodeTasks<Q, KV>::fit(problem))
+    return run_tasks(kernel::AttentionTasks<Q, KV>(problem, rules, kernels, current_executor().concurrency()));
+  using A = kernel::AccumulatorOf<Q>;
+  kernel::DecodeTasks<Q, KV> tasks(problem, rules, kernels);
   const Workspace::Frame frame;
-  if (kernel::DecodeTasks<Stored>::fit(p)) {
-    const kernel::DecodeTasks<Stored> tasks(p, rules, kernels);
-    const std::array<Index, 4> partials = tasks.partials();
-    auto* const results = frame.take<A>(
-        checked_size<A>("scaled_dot_product_attention", "scratch memory for partial sums", as_shape(partials)));
-    auto* const scratch = frame.take<A>(tasks.scratch());
-    run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(A)}, [&](Index task, std::byte* memory) {
-      tasks.run(task, results, static_cast<A*>(static_cast<void*>(memory)));
-    });
-    for (Index row = 0; row < p.B * p.H * p.S; ++row) tasks.join(row, results, scratch);
-  } else {
-    const kernel::AttentionTasks<Stored> tasks(p, rules, kernels, current_executor().concurrency());
-    run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(A)},
-              [&](Index task, std::byte* memory) { tasks.run(task, static_cast<A*>(static_cast<void*>(memory))); });
-  }
+  tasks.set_partials(frame.take<A>(
+      checked_size<A>("scaled_dot_product_attention", "scratch memory for partial sums", as_shape(tasks.partials()))));
+  run_tasks(tasks);
+  auto* const scratch = frame.take<std::byte>(tasks.scratch_size());
+  for (Index row = 0; row < problem.B * problem.H * problem.S; ++row) tasks.join(row, Scratch(scratch));
 }
 
 template <Scalar X, Mask M, class F>
@@ -208,7 +199,11 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
   const Isa isa = active_isa();
-  run_attention(attention_problem(n, q, k, v, options, out), kernel::kernels_of<kernel::Stored<X>>(isa),
+  using Stored = kernel::Stored<X>;
+  run_attention(attention_problem(n, q, k, v, options, out),
+                {.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
+                 .queries = kernel::codec_of<Stored>(isa),
+                 .keys = kernel::codec_of<Stored>(isa)},
                 kernel::rules_of<Accumulator<X>>(isa, mask, score));
 }
 

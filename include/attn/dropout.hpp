@@ -125,19 +125,19 @@ class Dropout {
       return;
     }
     constexpr Index chunk = 1 << 14;  // divides 2^32, where rows end
-    const auto& kernels = kernel::kernels_of<kernel::Stored<T>>(active_isa());
+    const auto& arithmetic = kernel::arithmetic_of<Accumulator<T>>(active_isa());
     constexpr double philox = 10.0;  // operations of an element, about
     const auto work = philox * static_cast<double>(size);
     detail::run_tasks(detail::ceil_div(size, chunk), work, 0, [&](Index task, std::byte*) {
       using A = Accumulator<T>;
-      A factors[64];
+      A factors[kernel::dropout_group];
       for (Index first = task * chunk, end = std::min(size, first + chunk); first < end; first += 64) {
-        kernels.dropout_factors(
+        arithmetic.dropout_factors(
             factors, rule,
             {static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(static_cast<std::uint64_t>(first) >> 32), 0},
             {4, 0, 0});
         for (Index i = 0; i < std::min<Index>(64, end - first); ++i) {
-          const A factor = factors[i % 4 * 16 + i / 4];
+          const A factor = factors[kernel::dropout_index(i)];
           y[first + i] = kernel::is_zero(factor) ? T(0) : static_cast<T>(static_cast<A>(x[first + i]) * factor);
         }
       }

@@ -183,23 +183,21 @@ class Linear {
   void run(const T* x, Index x_row, Index rows, T* y, Index y_row) const {
     using Stored = kernel::Stored<T>;
     const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
-    const kernel::LinearProblem<Stored> problem{kernel::stored(x),
-                                                kernel::stored(parameters_->weight.data()),
-                                                bias,
-                                                kernel::stored(y),
-                                                rows,
-                                                in_features(),
-                                                out_features(),
-                                                x_row,
-                                                y_row};
+    const kernel::LinearProblem<Stored, Stored> problem{.x = kernel::stored(x),
+                                                        .weight = kernel::stored(parameters_->weight.data()),
+                                                        .bias = bias,
+                                                        .y = kernel::stored(y),
+                                                        .rows = rows,
+                                                        .in = in_features(),
+                                                        .out = out_features(),
+                                                        .x_row = x_row,
+                                                        .y_row = y_row};
     if (rows == 0) return;
-    const kernel::LinearTasks<Stored> tasks(problem, kernel::kernels_of<Stored>(active_isa()),
-                                            current_executor().concurrency());
-    const double work = static_cast<double>(rows) * static_cast<double>(in_features() * out_features());
-    detail::run_tasks(tasks.count(), work, tasks.scratch() * Index{sizeof(Accumulator<T>)},
-                      [&](Index task, std::byte* memory) {
-                        tasks.run(task, static_cast<Accumulator<T>*>(static_cast<void*>(memory)));
-                      });
+    const Isa isa = active_isa();
+    const kernel::LinearKernels<Stored, Stored> kernels{.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
+                                                        .inputs = kernel::codec_of<Stored>(isa),
+                                                        .weights = kernel::codec_of<Stored>(isa)};
+    detail::run_tasks(kernel::LinearTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
   }
 
   template <class X>

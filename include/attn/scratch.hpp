@@ -22,19 +22,21 @@ class Scratch {
   /// Room for n elements, not set; null while measuring.
   template <class T>
   T* take(Index n) {
-    std::byte* const part = memory_ == nullptr ? nullptr : memory_ + size_;
-    Index bytes = 0;
-    if (__builtin_mul_overflow(n, Index{sizeof(T)}, &bytes) || bytes > largest - size_)
-      size_ = largest;
-    else
-      size_ += round_up(bytes, cache_line);
-    return static_cast<T*>(static_cast<void*>(part));
+    return static_cast<T*>(take(n, sizeof(T)));
   }
   /// Bytes handed out so far; at least 2^62 (on 64-bit machines) where they are more than memory can hold.
   [[nodiscard]] Index size() const { return size_; }
 
  private:
   static constexpr Index largest = std::numeric_limits<Index>::max() / 2;
+
+  [[gnu::noinline]] void* take(Index n, Index element) {  // compiled once: buffers are laid out in many places
+    std::byte* const part = memory_ == nullptr ? nullptr : memory_ + size_;
+    Index bytes = 0;
+    const bool fits = !__builtin_mul_overflow(n, element, &bytes) && bytes <= largest - size_;
+    size_ = fits ? size_ + round_up(bytes, cache_line) : largest;
+    return part;
+  }
 
   std::byte* memory_ = nullptr;
   Index size_ = 0;

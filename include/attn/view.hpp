@@ -42,11 +42,10 @@ inline constexpr bool is_row_major = X::NumDimensions <= 1 || static_cast<int>(X
 
 template <TensorLike X>
 [[nodiscard]] constexpr auto shape_of(const X& x) {
-  constexpr auto rank = static_cast<std::size_t>(X::NumDimensions);
-  std::array<Index, rank> shape{};
-  int axis = 0;
-  for (Index& size : shape) size = static_cast<Index>(x.dimension(axis++));
-  return shape;
+  constexpr auto sizes = []<int... axis>(const X& of, std::integer_sequence<int, axis...>) {
+    return std::array<Index, sizeof...(axis)>{static_cast<Index>(of.dimension(axis))...};
+  };
+  return sizes(x, std::make_integer_sequence<int, int{X::NumDimensions}>{});
 }
 
 template <class X>

@@ -8,166 +8,247 @@
 
 #include <algorithm>
 #include <array>
-#include <type_traits>
 
-#include "attention_forward.hpp"
+#include "../error.hpp"
+#include "../scratch.hpp"
+#include "arithmetic.hpp"
+#include "attention_kernels.hpp"
+#include "codec.hpp"
+#include "dropout.hpp"
+#include "gemm.hpp"
+#include "problem.hpp"
+#include "row_source.hpp"
+#include "rules.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-template <class T>
+/// The plan: each task is a span of chunks of one key/value head; join() then makes the rows of them.
+template <class Q, class KV>
 class DecodeTasks {
-  using A = AccumulatorOf<T>;
-  static constexpr Index most_rows = 32;  // queries times query heads of a key/value head
-  static constexpr bool low = !std::is_same_v<T, A>;
-  static constexpr Index group = 16;      // values weighed at a time, all columns: they are read as they lie
-  static constexpr Index joined = 64;     // chunks summed up before they join the total
-  static constexpr Index copy_keys = 64;  // copied at a time, where they are: they stay in L1 and L2
+  using A = AccumulatorOf<Q>;
+  static constexpr Index max_queries = 4;     // more fill enough lanes of a panel
+  static constexpr Index max_rows = 32;       // queries times query heads of a key/value head: all scores stay in L2
+  static constexpr Index group_keys = 16;     // values weighed at a time, all columns: they are read as they lie
+  static constexpr Index joined_chunks = 64;  // summed up before they join the total, as steps of a chunk are
+  static constexpr Index copy_keys = 64;      // copied at a time, where they are: they stay in L1 and L2
+  static constexpr Index max_span = 8;        // chunks of a task, see below
+  static constexpr Index enough_tasks = 32;   // for many threads
 
  public:
   /// Keys whose sums are taken by themselves.
   static constexpr Index chunk_keys = 256;
 
   /// Few queries, and no weights asked for.
-  [[nodiscard]] static bool fit(const AttentionProblem<T>& p) {
-    return p.S <= 4 && p.H / p.G * p.S <= most_rows && p.weights == nullptr;
-  }
-  DecodeTasks(const AttentionProblem<T>& problem, const Rules<A>& rules_, const Kernels<T>& functions)
-      : p(problem),
-        rules(rules_),
-        f(functions),
-        heads(p.H / p.G),
-        rows(heads * p.S),
-        D(f.padded(p.D)),
-        Dv(f.padded(p.Dv)),
-        chunks(ceil_div(p.T_, chunk_keys)) {
-    // A task of many chunks reads k and v in long stretches (256, 512, 1024, 2048 keys: 16, 18, 18.5, 19 GB/s a core of AMD
-    // Zen 4), but there should be enough tasks for many threads.
-    span = 8;
-    while (span > 1 && p.B * p.G * ceil_div(chunks, span) < 32) span /= 2;
+  [[nodiscard]] static bool fit(const AttentionProblem<Q, KV>& problem) {
+    return problem.S <= max_queries && problem.H / problem.G * problem.S <= max_rows && problem.weights == nullptr;
   }
 
-  [[nodiscard]] Index count() const { return p.B * p.G * ceil_div(chunks, span); }
-  /// The shape of what tasks leave for join(): per row of each chunk the maximum, the sum and the mean of v.
-  [[nodiscard]] std::array<Index, 4> partials() const { return {p.B, p.G, chunks, partial()}; }
-  /// Scratch memory per thread, in accumulators.
-  [[nodiscard]] Index scratch() const {
-    const Index copies = copy_keys * std::max(copies_k() ? D : 0, copies_v() ? Dv : 0);
-    return std::max(rows * (D + score_row()) + copies, f.padded(chunks) + Dv);
+  DecodeTasks(const AttentionProblem<Q, KV>& problem, const Rules<A>& rules, const AttentionKernels<Q, KV>& kernels)
+      : problem_(problem),
+        rules_(rules),
+        kernels_(kernels),
+        arithmetic_(kernels.arithmetic),
+        heads_(problem.H / problem.G),
+        rows_(heads_ * problem.S),
+        D_(arithmetic_.padded(problem.D)),
+        Dv_(arithmetic_.padded(problem.Dv)),
+        chunks_(ceil_div(problem.T, chunk_keys)),
+        span_(max_span) {
+    // A task of many chunks reads k and v in long stretches (256, 512, 1024, 2048 keys: 16, 18, 18.5, 19 GB/s a core of AMD
+    // Zen 4), but there should be enough tasks for many threads.
+    while (span_ > 1 && tasks() < enough_tasks) span_ /= 2;
+  }
+
+  /// The shape of what tasks leave for join(): for each row of each chunk the maximum, the sum and the mean of v.
+  [[nodiscard]] std::array<Index, 4> partials() const { return {problem_.B, problem_.G, chunks_, partial()}; }
+  /// Where tasks leave it. Set before they run.
+  void set_partials(A* partials) { partials_ = partials; }
+
+  [[nodiscard]] Index tasks() const { return problem_.B * problem_.G * ceil_div(chunks_, span_); }
+  [[nodiscard]] double work() const { return problem_.work(); }
+  [[nodiscard]] Index scratch_size() const {
+    Scratch measured, measured_by_join;
+    Buffers(*this, measured);
+    JoinBuffers(*this, measured_by_join);
+    return std::max(measured.size(), measured_by_join.size());
   }
 
   /// All rows that read one key/value head, against a span of chunks of its keys.
-  void run(Index task, A* results, A* scratch) const {
-    const Index spans = ceil_div(chunks, span);
-    const Index first_chunk = task % spans * span, g = task / spans % p.G, b = task / spans / p.G;
-    const Index begin = first_chunk * chunk_keys, end = std::min(begin + span * chunk_keys, p.T_);
-    A* const q = scratch;
-    A* const s = q + rows * D;  // [row][key of the span], with room for one more vector
-    A* const copies = s + rows * score_row();
+  void run(Index task, Scratch scratch) const {
+    const Index spans = ceil_div(chunks_, span_);
+    const Index g = task / spans % problem_.G, b = task / spans / problem_.G;
+    const Index begin = task % spans * span_ * chunk_keys;
+    const Index end = std::min(begin + span_ * chunk_keys, problem_.T);
+    Buffers buffers(*this, scratch);
+    load_queries(b, g, buffers.queries);
+    const Kept kept = kept_keys(b, g, begin, end);
 
-    for (Index r = 0; r < rows; ++r) {
-      A* const row = q + r * D;
-      f.load(row, D, p.q.at(b, g * heads + r / p.S, r % p.S), p.D, 1, p.D);
-      for (Index d = p.D; d < D; ++d) row[d] = 0;
-    }
-    bool masked = false;
-    Index first = end, last = begin - 1;
-    for (Index h = g * heads; h < (g + 1) * heads; ++h) {
-      Block block{p.position(b, h, 0, begin), p.position(b, h, p.S - 1, end - 1)};
-      bool mixed = false;
-      const bool some = trim(rules, block, mixed);
-      masked = masked || mixed || !some;
-      if (!some) continue;
-      first = std::min<Index>(first, block.first.key);
-      last = std::max<Index>(last, block.last.key);
-    }
-    StepRows<T> k{f, p.k.at(b, g, 0), p.k.row, p.D, D, copies_k() ? copies : nullptr};
-    for (Index t = first; t <= last;) {
-      const Index keys = (copies_k() ? std::min(t - t % copy_keys + copy_keys - 1, last) : last) - t + 1;
-      Index stride = 0;
-      const A* const key = k.at(t, t, t + keys - 1, stride);
-      f.score_rows(s + t - begin, score_row(), q, rows, key, stride, keys, D, p.scale);
-      t += keys;
-    }
-    StepRows<T> v{f, p.v.at(b, g, 0), p.v.row, p.Dv, Dv, copies_v() ? copies : nullptr};
+    buffers.k.begin(problem_.k.at(b, g, 0));
+    score(kept, begin, buffers);
+    buffers.v.begin(problem_.v.at(b, g, 0));
     for (Index t = begin; t < end; t += chunk_keys) {
-      A* const result = results + ((b * p.G + g) * chunks + t / chunk_keys) * partial();
-      const Index from = std::max(first, t), to = std::min({last + 1, t + chunk_keys, end});
-      for (Index r = 0; r < rows; ++r)
-        weigh(b, g * heads + r / p.S, r % p.S, t, from, to, masked, s + r * score_row() + t - begin, result[r],
-              result[rows + r]);
-      average(v, t, from, to, s + t - begin, result + 2 * rows);
+      A* const partials = partials_of(b, g) + t / chunk_keys * partial();
+      const Index from = std::max(kept.begin, t), to = std::min({kept.end, t + chunk_keys, end});
+      A* const scores = buffers.scores + t - begin;
+      for (Index r = 0; r < rows_; ++r)
+        weigh(problem_.position(b, g * heads_ + r / problem_.S, r % problem_.S, t), from, to, kept.masked,
+              scores + r * scores_row(), partials[r], partials[rows_ + r]);
+      average(buffers.v, t, from, to, scores, partials + 2 * rows_);
     }
   }
 
   /// Joins the chunks of one row, in the order of the keys: row is (b * H + h) * S + s.
-  void join(Index row, const A* results, A* scratch) const {
-    const Index s = row % p.S, h = row / p.S % p.H, b = row / p.S / p.H;
-    const Index r = h % heads * p.S + s;
-    const A* const first = results + (b * p.G + h / heads) * chunks * partial();
-    A* const y = scratch;
-    A* const weights = scratch + Dv;  // of the chunks: their maxima are scores as any
-    for (Index c = 0; c < chunks; ++c) weights[c] = first[c * partial() + r];
-    A largest = never<A>, sum = 0, unused = 0;
-    f.softmax_line(weights, chunks, largest, unused);
-    for (Index c = 0; c < chunks; c += joined) {
+  void join(Index row, Scratch scratch) const {
+    const JoinBuffers buffers(*this, scratch);
+    const Index s = row % problem_.S, h = row / problem_.S % problem_.H, b = row / problem_.S / problem_.H;
+    const Index r = h % heads_ * problem_.S + s;
+    const A* const first = partials_of(b, h / heads_);
+    A* const weights = buffers.weights;  // of the chunks: their maxima are scores like any other
+    for (Index c = 0; c < chunks_; ++c) weights[c] = first[c * partial() + r];
+    A row_max = masked_score<A>, row_sum = 0, unused = 0;
+    arithmetic_.softmax_line(weights, chunks_, row_max, unused);
+    for (Index c = 0; c < chunks_; c += joined_chunks) {
       A part = 0;
-      for (Index i = c; i < std::min(c + joined, chunks); ++i) part += weights[i] *= first[i * partial() + rows + r];
-      sum += part;
+      for (Index i = c; i < std::min(c + joined_chunks, chunks_); ++i)
+        part += weights[i] *= first[i * partial() + rows_ + r];
+      row_sum += part;
     }
-    const A inverse = inverse_of(sum);
-    for (Index c = 0; c < chunks; ++c) weights[c] *= inverse;
-    if (p.y.data != nullptr) {
-      for (Index i = 0; i < Dv; ++i) y[i] = 0;
-      for (Index c = 0; c < chunks; c += joined)
-        multiply_few(f,
-                     Product<A>{weights + c, chunks, 1, first + c * partial() + 2 * rows + r * Dv, partial(),
-                                std::min(joined, chunks - c), y, Dv, y, Dv, nullptr},
-                     1, Dv);
-      f.store(p.y.at(b, h, s), p.Dv, y, p.Dv, 1, p.Dv);
-    }
-    if (p.log_sum_exp != nullptr) p.log_sum_exp[row] = log_sum_exp(largest, sum);
+    if (problem_.log_sum_exp != nullptr) problem_.log_sum_exp[row] = log_sum_exp(row_max, row_sum);
+    if (problem_.y.data == nullptr) return;
+    const A inverse = inverse_of(row_sum);
+    for (Index c = 0; c < chunks_; ++c) weights[c] *= inverse;
+    std::fill_n(buffers.y, Dv_, A{0});
+    for (Index c = 0; c < chunks_; c += joined_chunks)
+      add_product(weights + c, chunks_, first + c * partial() + 2 * rows_ + r * Dv_, partial(),
+                  std::min(joined_chunks, chunks_ - c), buffers.y, 1);
+    kernels_.queries.store(problem_.y.at(b, h, s), problem_.Dv, buffers.y, problem_.Dv, 1, problem_.Dv);
   }
 
  private:
-  /// Turns a row's scores with the chunk at t into weights, divided by their sum: s[key - t], scored from `from` to before
-  /// `to`. Keys before these are masked; sums begin at t all the same, so that they do not depend on what a task covers.
-  void weigh(Index b, Index h, Index row, Index t, Index from, Index to, bool masked, A* s, A& largest, A& sum) const {
-    largest = never<A>, sum = 0;
-    if (from >= to) return;
-    const Position at = p.position(b, h, row, t);
-    if (masked || rules.scores) rules.line(rules, s, to - t, at, masked);
-    f.softmax_line(s, to - t, largest, sum);
-    const A inverse = inverse_of(sum);
-    for (Index i = 0; i < to - t; ++i) s[i] *= inverse;
-    if (p.dropout.active()) drop_line(f, s, to - t, p.dropout, at, b * p.H + h);
+  struct Buffers {
+    A* queries;  // [row][D]
+    A* scores;   // [row][key of the span]
+    RowSource<KV> k, v;
+
+    Buffers(const DecodeTasks& tasks, Scratch& scratch)
+        : queries(scratch.take<A>(tasks.rows_ * tasks.D_)),
+          scores(scratch.take<A>(tasks.rows_ * tasks.scores_row())),
+          k(tasks.arithmetic_, tasks.kernels_.keys, tasks.rows_of(tasks.problem_.k.row, tasks.problem_.D), scratch),
+          v(tasks.arithmetic_, tasks.kernels_.keys, tasks.rows_of(tasks.problem_.v.row, tasks.problem_.Dv), scratch) {}
+  };
+  struct JoinBuffers {
+    A* y;        // [Dv]
+    A* weights;  // [chunk]
+
+    JoinBuffers(const DecodeTasks& tasks, Scratch& scratch)
+        : y(scratch.take<A>(tasks.Dv_)), weights(scratch.take<A>(tasks.arithmetic_.padded(tasks.chunks_))) {}
+  };
+  /// Keys of a span that any of its rows may see: from `begin` to before `end`.
+  struct Kept {
+    Index begin, end;
+    bool masked;  ///< the mask is asked about each
+  };
+
+  [[nodiscard]] typename RowSource<KV>::Shape rows_of(Index stride, Index size) const {
+    const Index padded = arithmetic_.padded(size);
+    return {.stride = stride,
+            .size = size,
+            .copied = is_converted<KV> || padded != size,
+            .width = padded,
+            .step = copy_keys,
+            .slots = 1};
+  }
+  [[nodiscard]] A* partials_of(Index b, Index g) const {
+    return partials_ + (b * problem_.G + g) * chunks_ * partial();
+  }
+  [[nodiscard]] Index partial() const { return rows_ * (Dv_ + 2); }
+  /// The stride of rows of scores: kernels write whole vectors, one of them beyond the last key.
+  [[nodiscard]] Index scores_row() const { return span_ * chunk_keys + arithmetic_.lanes; }
+
+  void load_queries(Index b, Index g, A* queries) const {
+    for (Index r = 0; r < rows_; ++r) {
+      A* const row = queries + r * D_;
+      kernels_.queries.load(row, D_, problem_.q.at(b, g * heads_ + r / problem_.S, r % problem_.S), problem_.D, 1,
+                            problem_.D);
+      for (Index d = problem_.D; d < D_; ++d) row[d] = 0;
+    }
+  }
+  [[nodiscard]] Kept kept_keys(Index b, Index g, Index begin, Index end) const {
+    Kept kept{end, begin, false};
+    for (Index h = g * heads_; h < (g + 1) * heads_; ++h) {
+      const Trimmed rest =
+          trim(rules_, {problem_.position(b, h, 0, begin), problem_.position(b, h, problem_.S - 1, end - 1)});
+      kept.masked = kept.masked || rest.masked || rest.empty;
+      if (rest.empty) continue;
+      kept.begin = std::min<Index>(kept.begin, rest.block.first.key);
+      kept.end = std::max<Index>(kept.end, rest.block.last.key + 1);
+    }
+    return kept;
   }
 
-  /// y [row][Dv] = the chunk's weights s [row][key - t] times v: means, so that they overflow only where a value does.
-  void average(StepRows<T>& v, Index t, Index from, Index to, const A* s, A* y) const {
-    for (Index i = 0; i < rows * Dv; ++i) y[i] = 0;
-    for (Index key = from; key < to;) {
-      const Index next = std::min(key - key % group + group, to);
-      Index stride = 0;
-      const A* const value = v.at(std::max(key - key % copy_keys, from), key, next - 1, stride);
-      multiply_few(f, Product<A>{s + (key - t), score_row(), 1, value, stride, next - key, y, Dv, y, Dv, nullptr}, rows,
-                   Dv);
-      key = next;
+  /// Scores of all rows with the keys that are kept: copied keys a step at a time.
+  void score(const Kept& kept, Index begin, Buffers& buffers) const {
+    const bool copied = rows_of(problem_.k.row, problem_.D).copied;
+    for (Index t = kept.begin; t < kept.end;) {
+      const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : kept.end;
+      const auto k = buffers.k.rows(t, t, end);
+      arithmetic_.score_rows(buffers.scores + t - begin, scores_row(), buffers.queries, rows_, k.first, k.stride,
+                             end - t, D_, problem_.scale);
+      t = end;
     }
   }
 
-  [[nodiscard]] bool copies_k() const { return low || D != p.D; }
-  [[nodiscard]] bool copies_v() const { return low || Dv != p.Dv; }
-  [[nodiscard]] Index partial() const { return rows * (Dv + 2); }
-  /// The stride of rows of scores: kernels write whole vectors.
-  [[nodiscard]] Index score_row() const { return span * chunk_keys + f.lanes; }
+  /// Makes a row's scores with the chunk at `at` weights, divided by their sum: scores[key - chunk], known from `from` to
+  /// before `to`. Keys before these are masked; sums begin with the chunk all the same, so that they do not depend on
+  /// what a task covers.
+  void weigh(Position at, Index from, Index to, bool masked, A* scores, A& row_max, A& row_sum) const {
+    row_max = masked_score<A>, row_sum = 0;
+    if (from >= to) return;
+    const Index keys = to - at.key;
+    if (masked || rules_.has_score) rules_.line(rules_, scores, keys, at, masked);
+    arithmetic_.softmax_line(scores, keys, row_max, row_sum);
+    const A inverse = inverse_of(row_sum);
+    for (Index i = 0; i < keys; ++i) scores[i] *= inverse;
+    if (problem_.dropout.active()) drop_line(arithmetic_, scores, keys, problem_.dropout, at, problem_.H);
+  }
 
-  const AttentionProblem<T>& p;
-  const Rules<A>& rules;
-  const Kernels<T>& f;
-  Index heads, rows, D, Dv;
-  Index chunks;  // of all keys
-  Index span;    // chunks of a task
+  /// y [row][Dv] = the weights [row][key - t] of the chunk at t, times v: means, so that they overflow only where a value
+  /// does.
+  void average(RowSource<KV>& source, Index t, Index from, Index to, const A* weights, A* y) const {
+    std::fill_n(y, rows_ * Dv_, A{0});
+    for (Index key = from; key < to;) {
+      const Index end = std::min(key - key % group_keys + group_keys, to);
+      const auto v = source.rows(std::max(key - key % copy_keys, from), key, end);
+      add_product(weights + (key - t), scores_row(), v.first, v.stride, end - key, y, rows_);
+      key = end;
+    }
+  }
+
+  /// y [row][Dv] += a [row][i] b [i][Dv], for i below `depth`.
+  void add_product(const A* a, Index a_row, const A* b, Index b_row, Index depth, A* y, Index rows) const {
+    multiply_skinny(arithmetic_,
+                    Product<A>{.a = a,
+                               .a_row = a_row,
+                               .b = b,
+                               .b_row = b_row,
+                               .depth = depth,
+                               .c = y,
+                               .c_row = Dv_,
+                               .before = y,
+                               .before_row = Dv_},
+                    rows, Dv_);
+  }
+
+  const AttentionProblem<Q, KV>& problem_;
+  const Rules<A>& rules_;
+  const AttentionKernels<Q, KV>& kernels_;
+  const Arithmetic<A>& arithmetic_;
+  Index heads_, rows_;  // query heads of a key/value head, and rows: queries of all of them
+  Index D_, Dv_;        // head sizes in whole vectors
+  Index chunks_;        // of all keys
+  Index span_;          // chunks of a task
+  A* partials_ = nullptr;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

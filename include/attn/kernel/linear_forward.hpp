@@ -2,121 +2,193 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
+#include <cstddef>
 
-#include "kernels.hpp"
+#include "../error.hpp"
+#include "../scratch.hpp"
+#include "arithmetic.hpp"
+#include "codec.hpp"
+#include "gemm.hpp"
+#include "problem.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-/// How a linear layer is cut into tasks. A task is a block of rows of x by a group of panels of the weight:
-///   for each stretch of `depth` inputs:  its part of x, up to 384 KB, stays in L2, copied there where it needs to be
-///     for each panel of the group:       its part of the weight, up to 96 KB, comes from memory once, ahead of time
-///       for each tile:                   y += x w
-/// Sums run stretch by stretch in the order of the inputs whatever the cut, so it may depend on the number of threads.
-template <class T>
+using attn::detail::Scratch;
+
+/// The functions that a linear layer is computed with: conversions of inputs and outputs, and of weights.
+template <class X, class W, class A = AccumulatorOf<X>>
+struct LinearKernels {
+  const Arithmetic<A>& arithmetic;
+  const Codec<X>& inputs;
+  const Codec<W>& weights;
+};
+
+/// The plan. A task is a block of rows of x by a group of panels of the weight:
+///   for each part of at most 512 inputs:  its columns of x, up to 384 KB, stay in L2, copied there where they need to be
+///     for each panel of the group:        its part of the weight, up to 96 KB, comes from memory once, prefetched
+///       for each tile:                    y += x w
+/// Sums run part by part in the order of the inputs whatever the cut, so it may depend on the number of threads.
+template <class X, class W>
 class LinearTasks {
-  using A = AccumulatorOf<T>;
-  static constexpr bool low = !std::is_same_v<T, A>;
-  static constexpr Index width = panel_width<T>;
-  static constexpr Index most_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
-  static constexpr Index most_rows = 192;   // 384: 1 % slower
+  using A = AccumulatorOf<X>;
+  static_assert(std::is_same_v<A, AccumulatorOf<W>>, "inputs and weights are computed in one type");
+  static constexpr Index width = panel_width<W>;
+  static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
+  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
 
  public:
-  LinearTasks(const LinearProblem<T>& problem, const Kernels<T>& functions, Index threads) : p(problem), f(functions) {
-    const Index panels = ceil_div(p.out, width);
-    // Of the inputs alone, so that a row's sums do not depend on how many rows there are.
-    depth = round_up(ceil_div(p.in, ceil_div(p.in, most_depth)), 8);
-    row_blocks = (p.rows + most_rows - 1) / most_rows;
-    const Index even = (row_blocks + threads - 1) / threads * threads;  // as many for each thread, if they stay large
-    if (p.rows >= even * (most_rows - most_rows / 6)) row_blocks = even;
-    block_rows = (p.rows + row_blocks - 1) / row_blocks;
-    block_rows = (block_rows + f.tile_rows() - 1) / f.tile_rows() * f.tile_rows();
-    row_blocks = (p.rows + block_rows - 1) / block_rows;
-    // Few large groups save copies of x, many small ones keep threads busy to the end: the fewest groups that give each
-    // thread two tasks or more and leave less than 1 in 16 of the time idle.
-    Index groups = 1;
-    for (; groups < panels; ++groups) {
-      const Index tasks = row_blocks * groups, rounds = (tasks + threads - 1) / threads;
-      if (tasks >= 2 * threads && (rounds * threads - tasks) * 16 <= tasks) break;
-    }
-    block_panels = (panels + groups - 1) / groups;
-    panel_blocks = (panels + block_panels - 1) / block_panels;
+  LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
+      : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic) {
+    // From the inputs alone, so that a row's sums do not depend on how many rows there are.
+    depth_ = round_up(ceil_div(problem.in, ceil_div(problem.in, max_depth)), 8);
+    cut_rows(threads);
+    cut_panels(threads);
   }
 
-  [[nodiscard]] Index count() const { return row_blocks * panel_blocks; }
-  /// Scratch memory per thread, in accumulators.
-  [[nodiscard]] Index scratch() const {
-    return block_rows * depth + block_rows * width * (low ? block_panels : 1) + (low ? depth * width : 0);
+  [[nodiscard]] Index tasks() const { return row_blocks_ * groups_; }
+  [[nodiscard]] double work() const {
+    return static_cast<double>(problem_.rows) * static_cast<double>(problem_.in * problem_.out);
+  }
+  [[nodiscard]] Index scratch_size() const {
+    Scratch measured;
+    Buffers(*this, measured);
+    return measured.size();
   }
 
-  void run(Index task, A* scratch) const {
-    const Index first_row = task % row_blocks * block_rows;
-    const Index rows = std::min(block_rows, p.rows - first_row);
-    const Index first_panel = task / row_blocks * block_panels;
-    const Index panels = std::min(block_panels, ceil_div(p.out, width) - first_panel);
-    const Index stretches = ceil_div(p.in, depth);
-    A* const packed_x = scratch;
-    A* const sums = packed_x + block_rows * depth;  // of y, where its own memory cannot hold them
-    [[maybe_unused]] A* const own_weight = sums + block_rows * width * block_panels;
-    // A single row needs no part of x kept near: panel by panel, the weight is read as it lies.
-    const bool by_panel = !low && p.rows == 1;
-
-    const A* x = packed_x;
-    Index x_row = 0;
-    for (Index n = 0; n < stretches * panels; ++n) {
-      const Index stretch = by_panel ? n % stretches : n / panels;
-      const Index panel = first_panel + (by_panel ? n / stretches : n % panels);
-      const Index i = stretch * depth, inputs = std::min(depth, p.in - i);
-      if (by_panel || panel == first_panel) x = rows_of_x(first_row, rows, i, inputs, packed_x, x_row);
-
-      const Index columns = std::min(width, p.out - panel * width);
-      const T* const stored = p.weight + (panel * p.in + i) * width;
-      const T* next = stored + (by_panel ? inputs : p.in) * width;
-      if (!by_panel && panel + 1 == first_panel + panels) next = p.weight + (first_panel * p.in + i + inputs) * width;
-      T* const y = p.y + first_row * p.y_row + panel * width;
-      A* to = sums + (low ? (panel - first_panel) * block_rows * width : 0);
-      Index to_row = width;
-      const A* weight = own_weight;
-      if constexpr (low) {
-        f.load(own_weight, width, stored, width, inputs, width);
-      } else {
-        weight = stored;
-        if (columns == width) to = y, to_row = p.y_row;
-      }
-      alignas(64) A bias[std::size_t{width}] = {};
-      if (i == 0 && p.bias != nullptr) f.load(bias, width, p.bias + panel * width, width, 1, columns);
-
-      Product<A> product{x, x_row, 1, weight, width, inputs, to, to_row, to, to_row, ones<A>.value};
-      if (i == 0) product.before = bias, product.before_row = 0;
-      const Index passes = ceil_div(columns, f.panel());
-      const Wanted next_panel = Wanted::of(next, 0, inputs * width / passes, 1);
-      for (Index pass = 0; pass < passes; ++pass) {
-        multiply(f, product, rows, columns - pass * f.panel(), next_panel);
-        product.b += f.panel(), product.c += f.panel(), product.before += f.panel();
-      }
-      if (to != static_cast<void*>(y) && i + inputs == p.in) f.store(y, p.y_row, to, width, rows, columns);
+  void run(Index task, Scratch scratch) const {
+    const Buffers buffers(*this, scratch);
+    const Index first_row = task % row_blocks_ * block_rows_;
+    const Index rows = std::min(block_rows_, problem_.rows - first_row);
+    const Index first_panel = task / row_blocks_ * group_panels_;
+    const Index panels = std::min(group_panels_, ceil_div(problem_.out, width) - first_panel);
+    const Index parts = ceil_div(problem_.in, depth_);
+    Part part{.first_row = first_row, .rows = rows};
+    for (Index n = 0; n < parts * panels; ++n) {
+      const Index panel = by_panel() ? n / parts : n % panels;
+      part.panel = first_panel + panel;
+      part.slot = panel;
+      part.input = (by_panel() ? n % parts : n / panels) * depth_;
+      part.inputs = std::min(depth_, problem_.in - part.input);
+      if (by_panel() || panel == 0) read_rows(part, buffers);
+      const bool last = panel + 1 == panels;
+      part.next = weight(part.panel + 1, part.input);
+      if (by_panel())
+        part.next = weight(part.panel, part.input + part.inputs);
+      else if (last)
+        part.next = weight(first_panel, part.input + part.inputs);
+      add_panel(part, buffers);
     }
   }
 
  private:
-  /// Rows of x from input i on, as they lie in memory or copied to `packed_x`; x_row becomes their distance.
-  const A* rows_of_x(Index first_row, Index rows, Index i, Index inputs, A* packed_x, Index& x_row) const {
-    const T* const x = p.x + first_row * p.x_row + i;
-    if constexpr (!low) {
-      if (rows == 1 || !crowded<T>(p.x_row)) {
-        x_row = p.x_row;
-        return x;
-      }
+  struct Buffers {
+    A* x;        // [row][input] of one part
+    A* sums;     // of y, where its own memory cannot hold them: a panel, or all of the group
+    A* weights;  // [input][width] of one panel, converted
+
+    Buffers(const LinearTasks& tasks, Scratch& scratch)
+        : x(scratch.take<A>(tasks.block_rows_ * tasks.depth_)),
+          sums(scratch.take<A>(tasks.block_rows_ * width * (is_converted<X> ? tasks.group_panels_ : 1))),
+          weights(scratch.take<A>(is_converted<W> ? tasks.depth_ * width : 0)) {}
+  };
+  /// A panel of outputs and a part of the inputs, for a block of rows.
+  struct Part {
+    Index first_row = 0, rows = 0;
+    Index panel = 0, slot = 0;  // of all panels; of the group's
+    Index input = 0, inputs = 0;
+    const A* x = nullptr;  // the rows of x from `input` on
+    Index x_row = 0;
+    const W* next = nullptr;  // the part of the weight that comes after this one
+  };
+
+  void cut_rows(Index threads) {
+    row_blocks_ = ceil_div(problem_.rows, max_block_rows);
+    const Index equal = round_up(row_blocks_, threads);  // as many for each thread, if they stay large
+    if (problem_.rows >= equal * (max_block_rows - max_block_rows / 6)) row_blocks_ = equal;
+    block_rows_ = round_up(ceil_div(problem_.rows, row_blocks_), arithmetic_.tile_rows());
+    row_blocks_ = ceil_div(problem_.rows, block_rows_);
+  }
+  /// Few large groups save copies of x, many small ones keep threads busy to the end: the fewest groups that give each
+  /// thread two tasks or more and leave less than 1 in 16 of the time idle.
+  void cut_panels(Index threads) {
+    const Index panels = ceil_div(problem_.out, width);
+    Index groups = 1;
+    for (; groups < panels; ++groups) {
+      const Index tasks = row_blocks_ * groups;
+      if (tasks >= 2 * threads && (round_up(tasks, threads) - tasks) * 16 <= tasks) break;
     }
-    x_row = inputs;
-    f.load(packed_x, inputs, x, p.x_row, rows, inputs);
-    return packed_x;
+    group_panels_ = ceil_div(panels, groups);
+    groups_ = ceil_div(panels, group_panels_);
+  }
+  /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
+  [[nodiscard]] bool by_panel() const { return !is_converted<W> && problem_.rows == 1; }
+
+  [[nodiscard]] const W* weight(Index panel, Index input) const {
+    return problem_.weight + (panel * problem_.in + input) * width;
   }
 
-  const LinearProblem<T>& p;
-  const Kernels<T>& f;
-  Index depth, block_rows, block_panels, row_blocks, panel_blocks;
+  /// The rows of x, where they are, or copied if they need conversion or alias in the caches.
+  void read_rows(Part& part, const Buffers& buffers) const {
+    const X* const x = problem_.x + part.first_row * problem_.x_row + part.input;
+    if constexpr (!is_converted<X>) {
+      if (part.rows == 1 || !aliases_in_cache<X>(problem_.x_row)) {
+        part.x = x, part.x_row = problem_.x_row;
+        return;
+      }
+    }
+    kernels_.inputs.load(buffers.x, part.inputs, x, problem_.x_row, part.rows, part.inputs);
+    part.x = buffers.x, part.x_row = part.inputs;
+  }
+
+  /// y += x w, or bias + x w for the first inputs.
+  void add_panel(const Part& part, const Buffers& buffers) const {
+    const Index columns = std::min(width, problem_.out - part.panel * width);
+    X* const y = problem_.y + part.first_row * problem_.y_row + part.panel * width;
+    A* sums = buffers.sums + (is_converted<X> ? part.slot * block_rows_ * width : 0);
+    Index sums_row = width;
+    if constexpr (!is_converted<X>) {
+      if (columns == width) sums = y, sums_row = problem_.y_row;
+    }
+    alignas(64) A bias[std::size_t{width}] = {};
+    if (part.input == 0 && problem_.bias != nullptr)
+      kernels_.weights.load(bias, width, problem_.bias + part.panel * width, width, 1, columns);
+
+    Product<A> product{.a = part.x,
+                       .a_row = part.x_row,
+                       .b = read_weight(part, buffers),
+                       .b_row = width,
+                       .depth = part.inputs,
+                       .c = sums,
+                       .c_row = sums_row,
+                       .before = part.input == 0 ? bias : sums,
+                       .before_row = part.input == 0 ? 0 : sums_row,
+                       .factor = ones<A>.value};
+    const Index step = arithmetic_.panel_columns(), passes = ceil_div(columns, step);
+    const Prefetch ahead = Prefetch::of(part.next, 0, part.inputs * width / passes, 1);
+    for (Index pass = 0; pass < passes; ++pass) {
+      multiply(arithmetic_, product, part.rows, columns - pass * step, ahead);
+      product.b += step, product.c += step, product.before += step;
+    }
+    if (sums != static_cast<void*>(y) && part.input + part.inputs == problem_.in)
+      kernels_.inputs.store(y, problem_.y_row, sums, width, part.rows, columns);
+  }
+  [[nodiscard]] const A* read_weight(const Part& part, const Buffers& buffers) const {
+    const W* const stored = weight(part.panel, part.input);
+    if constexpr (is_converted<W>) {
+      kernels_.weights.load(buffers.weights, width, stored, width, part.inputs, width);
+      return buffers.weights;
+    } else {
+      return stored;
+    }
+  }
+
+  const LinearProblem<X, W>& problem_;
+  const LinearKernels<X, W>& kernels_;
+  const Arithmetic<A>& arithmetic_;
+  Index depth_;  // inputs of a part
+  Index block_rows_, row_blocks_;
+  Index group_panels_, groups_;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

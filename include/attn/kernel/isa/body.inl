@@ -2,29 +2,26 @@
 // instruction set by targets.hpp, inside a namespace and a region that sets the target. No #include, no lambda (its
 // operator() would not get the region's target), no exception and no allocation here or in the parts.
 #include "vector.inl"
+#include "convert.inl"
+#include "transpose.inl"
 #include "tile.inl"
 #include "softmax.inl"
 #include "scores.inl"
+#include "rules.inl"
 #include "dropout.inl"
 
-template <class T>
-inline constexpr Kernels<T> kernels{
-    lanes<AccumulatorOf<T>>,
-    {panel_tiles<AccumulatorOf<T>, 1>, panel_tiles<AccumulatorOf<T>, 2>, panel_tiles<AccumulatorOf<T>, 3>},
-    {few_tiles<AccumulatorOf<T>, 2, few_vectors>, few_tiles<AccumulatorOf<T>, 4, few_vectors / 2>,
-     few_tiles<AccumulatorOf<T>, 4, 1>},
-    score_rows<AccumulatorOf<T>>,
-    softmax_panel<AccumulatorOf<T>>,
-    softmax_line<AccumulatorOf<T>>,
-    turn<AccumulatorOf<T>, T>,
-    turn<AccumulatorOf<T>, AccumulatorOf<T>>,
-    scale_rows<AccumulatorOf<T>>,
-    dropout_factors<AccumulatorOf<T>>,
-    convert_rows<AccumulatorOf<T>, T>,
-    convert_rows<T, AccumulatorOf<T>>};
+template <class A>
+inline constexpr Arithmetic<A> arithmetic{
+    .lanes = lanes<A>,
+    .panel_tiles = {panel_tiles<A, 1>, panel_tiles<A, 2>, panel_tiles<A, 3>},
+    .skinny_tiles = {skinny_tiles<A, 2, skinny_vectors>, skinny_tiles<A, 4, skinny_vectors / 2>, skinny_tiles<A, 4, 1>},
+    .score_rows = score_rows<A>,
+    .softmax_panel = softmax_panel<A>,
+    .softmax_line = softmax_line<A>,
+    .transpose = transpose_rows<A, A>,
+    .scale_rows = scale_rows<A>,
+    .dropout_factors = dropout_factors<A>};
 
-// The settings were this inclusion's.
-#undef ATTN_VECTOR_BYTES
-#undef ATTN_FUSED_MULTIPLY
-#undef ATTN_VECTOR_REGISTERS
-#undef ATTN_VECTOR_CONSTRAINT
+template <class Storage, class A = AccumulatorOf<Storage>>
+inline constexpr Codec<Storage> codec{
+    .load = convert_rows<A, Storage>, .store = convert_rows<Storage, A>, .load_transposed = transpose_rows<A, Storage>};

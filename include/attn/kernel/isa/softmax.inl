@@ -1,7 +1,7 @@
 // Part of body.inl: exp, and softmax of a row, of a panel of queries, of a line of scores.
 
-/// y, or 0 where x < lowest, -inf included; y where x is NaN. By the bits of x, which -ffast-math leaves alone: added so
-/// that those of -inf become the largest integer, one comparison does.
+/// y, or 0 where x < lowest, -inf included; y where x is NaN. Compares bits, which -ffast-math cannot break: an offset
+/// maps the bits of -inf to the largest integer, so that one signed comparison suffices.
 template <class A>
 ATTN_INLINE Vec<A> zero_below(A lowest, Vec<A> x, Vec<A> y) {
   using U = typename Simd<A>::U;
@@ -14,8 +14,8 @@ ATTN_INLINE Vec<A> zero_below(A lowest, Vec<A> x, Vec<A> y) {
 /// e^x for x in [-87, 88], at most 1 ULP off (0.91; tested over every float from -87 to 0); 0 below, and for -inf; NaN
 /// stays NaN. x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial (minimax, relative error 2e-9); times 2^n.
 /// Softmax never asks for x > 0, so there is no clamp above.
-/// Not exact, for weights that are summed: with ln2 in one float, as if x were 2.7e-9 larger, a twentieth of its own
-/// rounding. That is 1.25 ULP down to x = -16, a weight of 1e-7, and 4.5 at -87, and takes 8 % off a softmax.
+/// exact = false is for weights that are summed: ln2 is one float, which is like a relative change of x by 2.7e-9, a
+/// twentieth of its rounding: 1.25 ULP down to x = -16, 4.5 at -87. It takes 8 % off a softmax.
 template <bool exact = true>
 ATTN_INLINE Vec<float> exp(Vec<float> x) {
   const Vec<float> shifted = opaque(x * 1.44269504F + 12583039.F);  // 1.5 * 2^23 + 127: n + 127 in the low bits
@@ -58,26 +58,26 @@ ATTN_INLINE Vec<double> exp(Vec<double> x) {
   return zero_below(-708.0, x, y * from_bits<double>(bits<double>(shifted) << 52));
 }
 
-/// A score as softmax takes it: -inf becomes `never`, and a score that equals `never` the number above it, so that a
-/// filler of -FLT_MAX stays an ordinary number. Both are found by their bits.
-ATTN_INLINE float live(float score) {
+/// A score as softmax takes it: -inf becomes `masked_score`, and a score that equals `masked_score` the number above it,
+/// so that a filler of -FLT_MAX stays an ordinary number. Both are found by their bits.
+ATTN_INLINE float attended(float score) {
   const auto b = __builtin_bit_cast(std::uint32_t, score);
-  return b == 0xFF800000U ? never<float> : b == 0xFF7FFFFFU ? -0x1.fffffcp127F : score;
+  return b == 0xFF800000U ? masked_score<float> : b == 0xFF7FFFFFU ? -0x1.fffffcp127F : score;
 }
-ATTN_INLINE double live(double score) {
+ATTN_INLINE double attended(double score) {
   const auto b = __builtin_bit_cast(std::uint64_t, score);
-  return b == 0xFFF0000000000000U ? never<double> : b == 0xFFEFFFFFFFFFFFFFU ? -0x1.ffffffffffffep1023 : score;
+  return b == 0xFFF0000000000000U ? masked_score<double> : b == 0xFFEFFFFFFFFFFFFFU ? -0x1.ffffffffffffep1023 : score;
 }
 template <class A>
-ATTN_INLINE Vec<A> live(Vec<A> score) {
+ATTN_INLINE Vec<A> attended(Vec<A> score) {
   const Vec<A> above = splat(std::is_same_v<A, float> ? A(-0x1.fffffcp127) : A(-0x1.ffffffffffffep1023));
-  const Vec<A> kept = bits<A>(score) == bits<A>(splat(never<A>)) ? above : score;
-  return bits<A>(score) == bits<A>(splat(-std::numeric_limits<A>::infinity())) ? splat(never<A>) : kept;
+  const Vec<A> kept = bits<A>(score) == bits<A>(splat(masked_score<A>)) ? above : score;
+  return bits<A>(score) == bits<A>(splat(-std::numeric_limits<A>::infinity())) ? splat(masked_score<A>) : kept;
 }
-/// What is subtracted from scores before exp: their maximum, or 0 where none is live, so that `never` gives 0.
+/// What is subtracted from scores before exp: their maximum, or 0 where all are masked, so that these give 0.
 template <class A>
-ATTN_INLINE Vec<A> shift_of(Vec<A> largest) {
-  return largest == never<A> ? Vec<A>{} : largest;
+ATTN_INLINE Vec<A> shift_of(Vec<A> row_max) {
+  return row_max == masked_score<A> ? Vec<A>{} : row_max;
 }
 template <class A>
 ATTN_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
@@ -101,12 +101,12 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
   constexpr Index step = lanes<A>;
   const Index end = padded<A>(n);
   convert(scratch, x, n);
-  for (Index i = 0; i < end; i += step) store(scratch + i, live<A>(load(scratch + i)));
-  for (Index i = n; i < end; ++i) scratch[i] = never<A>;
+  for (Index i = 0; i < end; i += step) store(scratch + i, attended<A>(load(scratch + i)));
+  for (Index i = n; i < end; ++i) scratch[i] = masked_score<A>;
 
-  Vec<A> largest = splat(never<A>);
+  Vec<A> largest = splat(masked_score<A>);
   for (Index i = 0; i < end; i += step) largest = larger<A>(largest, load(scratch + i));
-  A max = never<A>;
+  A max = masked_score<A>;
   for (int i = 0; i < step; ++i) max = largest[i] > max ? largest[i] : max;
 
   const Vec<A> shift = shift_of<A>(splat(max));
@@ -128,22 +128,21 @@ void softmax_row(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
     }
   }
   const A sum = sum_of<A>(sums);
-  const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // nothing live: 0, not NaN
+  const Vec<A> divisor = splat(is_zero(sum) ? A{1} : sum);  // all masked: 0, not NaN
   for (Index i = 0; i < end; i += step) store(scratch + i, load(scratch + i) / divisor);
   convert(y, scratch, n);
 }
 
-/// One step of the online softmax: s becomes p = exp(s - max), and `old` what earlier sums are multiplied by. Keys go in
-/// pairs, so that two chains of maxima and sums overlap (3.4 ns per 16 scores without, 3.2 with); s has room for one
-/// more.
+/// One step of the online softmax. Keys go in pairs, so that two chains of maxima and sums overlap (3.4 ns per 16 scores
+/// without, 3.2 with).
 template <class A>
-void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) {
+void softmax_panel(A* scores, Index keys, Index vectors, A* row_max, A* row_sum, A* rescale) {
   constexpr Index stride = tile_columns<A>, pair = 2 * stride;
   for (Index n = 0; n < vectors * lanes<A>; n += lanes<A>) {
-    A* const column = s + n;
+    A* const column = scores + n;
     A* const end = column + keys * stride;
-    if (keys % 2 != 0) store(end, splat(never<A>));
-    const Vec<A> before = load(largest + n);
+    if (keys % 2 != 0) store(end, splat(masked_score<A>));
+    const Vec<A> before = load(row_max + n);
     Vec<A> max = before, max2 = before;
     for (A* at = column; at < end; at += pair) {
       max = larger<A>(max, load(at));
@@ -151,7 +150,7 @@ void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) 
     }
     max = larger<A>(max, max2);
     const Vec<A> shift = shift_of<A>(max), factor = exp<false>(before - shift);
-    Vec<A> total = {}, total2 = {};  // of this step alone: adding key by key to the running sum loses small addends
+    Vec<A> total = {}, total2 = {};  // of this step alone: adding key by key to the running row_sum loses small addends
     for (A* at = column; at < end; at += pair) {
       const Vec<A> p = exp<false>(load(at) - shift), p2 = exp<false>(load(at + stride) - shift);
       total += p;
@@ -159,31 +158,30 @@ void softmax_panel(A* s, Index keys, Index vectors, A* largest, A* sum, A* old) 
       store(at, p);
       store(at + stride, p2);
     }
-    store(largest + n, max);
-    store(sum + n, load(sum + n) * factor + (total + total2));
-    store(old + n, factor);
+    store(row_max + n, max);
+    store(row_sum + n, load(row_sum + n) * factor + (total + total2));
+    store(rescale + n, factor);
   }
 }
 
-/// One line of scores becomes p = exp(s - max), its end padded with `never`; the row's maximum and sum go on, and the
-/// factor for what was summed before is returned.
+/// The same of one line of scores, its end filled with `masked_score`; returns the factor for what was summed before.
 template <class A>
-A softmax_line(A* line, Index keys, A& largest, A& sum) {
+A softmax_line(A* line, Index keys, A& row_max, A& row_sum) {
   constexpr Index n = lanes<A>;
   const Index end = padded<A>(keys);
-  for (Index i = keys; i < end; ++i) line[i] = never<A>;
-  Vec<A> max = splat(largest);
+  for (Index i = keys; i < end; ++i) line[i] = masked_score<A>;
+  Vec<A> max = splat(row_max);
   for (Index i = 0; i < end; i += n) max = larger<A>(max, load(line + i));
-  A most = largest;
+  A most = row_max;
   for (Index i = 0; i < n; ++i) most = max[i] > most ? max[i] : most;
-  const Vec<A> shift = shift_of<A>(splat(most)), factor = exp(splat(largest) - shift);
+  const Vec<A> shift = shift_of<A>(splat(most)), factor = exp(splat(row_max) - shift);
   Vec<A> total = {};
   for (Index i = 0; i < end; i += n) {
     const Vec<A> p = exp(load(line + i) - shift);
     total += p;
     store(line + i, p);
   }
-  sum = sum * factor[0] + sum_of<A>(total);
-  largest = most;
+  row_sum = row_sum * factor[0] + sum_of<A>(total);
+  row_max = most;
   return factor[0];
 }

@@ -11,9 +11,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "../../mask.hpp"
+#include "../../math.hpp"
 #include "../../score.hpp"
+#include "../arithmetic.hpp"
+#include "../codec.hpp"
+#include "../gemm.hpp"
+#include "../rules.hpp"
 #include "isa.hpp"
-#include "../kernels.hpp"
 
 #define ATTN_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -22,69 +27,27 @@
 #define ATTN_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-// What the compiler was told to assume: 16-byte vectors, on x86-64 of 16 registers, on AArch64 of 32.
-#define ATTN_VECTOR_BYTES 16
-#if defined(__aarch64__) || defined(__FMA__)
-#define ATTN_FUSED_MULTIPLY 1
-#else
-#define ATTN_FUSED_MULTIPLY 0
-#endif
-#if defined(__aarch64__)
-#define ATTN_VECTOR_REGISTERS 32
-#define ATTN_VECTOR_CONSTRAINT "w"
-#elif defined(__SSE2__)
-#define ATTN_VECTOR_REGISTERS 16
-#define ATTN_VECTOR_CONSTRAINT "x"
-#else
-#define ATTN_VECTOR_REGISTERS 16
-#define ATTN_VECTOR_CONSTRAINT "m"
-#endif
+#include "begin_baseline.inl"
 namespace attn::kernel::baseline {
 inline namespace ATTN_UNIT_FLAGS {
 #include "body.inl"
 }  // namespace ATTN_UNIT_FLAGS
 }  // namespace attn::kernel::baseline
+#include "end.inl"
 
 #if ATTN_X86_TARGETS
 
-#define ATTN_VECTOR_BYTES 32
-#define ATTN_FUSED_MULTIPLY 1
-#define ATTN_VECTOR_REGISTERS 16
-#define ATTN_VECTOR_CONSTRAINT "x"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+#include "begin_avx2.inl"
 namespace attn::kernel::avx2 {
 #include "body.inl"
 }  // namespace attn::kernel::avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end.inl"
 
-#define ATTN_VECTOR_BYTES 64
-#define ATTN_FUSED_MULTIPLY 1
-#define ATTN_VECTOR_REGISTERS 32
-#define ATTN_VECTOR_CONSTRAINT "v"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
+#include "begin_avx512.inl"
 namespace attn::kernel::avx512 {
 #include "body.inl"
 }  // namespace attn::kernel::avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end.inl"
 
 #endif
 
@@ -94,28 +57,38 @@ namespace attn::kernel::avx512 {
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-// A public call asks for the active instruction set once and hands it to the functions below: another thread may choose
+// A public call reads the active instruction set once and passes it to the functions below: another thread may choose
 // another one meanwhile, and two sets in one call would not agree on the width of a panel.
 
-/// The functions of an instruction set.
-template <class T>
-[[nodiscard]] const Kernels<T>& kernels_of([[maybe_unused]] Isa isa) {
+/// The functions of an instruction set that depend on the accumulator.
+template <class A>
+[[nodiscard]] const Arithmetic<A>& arithmetic_of([[maybe_unused]] Isa isa) {
 #if ATTN_X86_TARGETS
-  if (isa == Isa::avx512) return avx512::kernels<T>;
-  if (isa == Isa::avx2) return avx2::kernels<T>;
+  if (isa == Isa::avx512) return avx512::arithmetic<A>;
+  if (isa == Isa::avx2) return avx2::arithmetic<A>;
 #endif
-  return baseline::kernels<T>;
+  return baseline::arithmetic<A>;
 }
 
-/// The softmax of a row: not in the table, which would compile it for everyone.
-template <class T>
-[[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)
-    -> void (*)(const T* x, T* y, Index n, AccumulatorOf<T>* scratch) {
+/// The conversions of a stored type.
+template <class Storage>
+[[nodiscard]] const Codec<Storage>& codec_of([[maybe_unused]] Isa isa) {
 #if ATTN_X86_TARGETS
-  if (isa == Isa::avx512) return avx512::softmax_row<T>;
-  if (isa == Isa::avx2) return avx2::softmax_row<T>;
+  if (isa == Isa::avx512) return avx512::codec<Storage>;
+  if (isa == Isa::avx2) return avx2::codec<Storage>;
 #endif
-  return baseline::softmax_row<T>;
+  return baseline::codec<Storage>;
+}
+
+/// The softmax of a row: apart from the tables, which would compile it for every program.
+template <class Storage>
+[[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)
+    -> void (*)(const Storage* x, Storage* y, Index n, AccumulatorOf<Storage>* scratch) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::softmax_row<Storage>;
+  if (isa == Isa::avx2) return avx2::softmax_row<Storage>;
+#endif
+  return baseline::softmax_row<Storage>;
 }
 
 /// Binds a mask and a score function to an instruction set. Holds references: both must outlive the result.
@@ -125,12 +98,12 @@ template <class A, class M, class F>
     const Coverage coverage = static_cast<const M*>(rules.mask)->cover(block);
     return HasBias<M> && coverage == Coverage::full ? Coverage::mixed : coverage;  // the bias remains to be added
   };
-  Rules<A> rules{&mask,
-                 &score,
-                 cover,
-                 baseline::RulesOf<A, M, F>::panel,
-                 baseline::RulesOf<A, M, F>::line,
-                 !std::is_same_v<F, NoScore>};
+  Rules<A> rules{.mask = &mask,
+                 .score = &score,
+                 .cover = cover,
+                 .panel = baseline::RulesOf<A, M, F>::panel,
+                 .line = baseline::RulesOf<A, M, F>::line,
+                 .has_score = !std::is_same_v<F, NoScore>};
 #if ATTN_X86_TARGETS
   if (isa == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel, rules.line = avx2::RulesOf<A, M, F>::line;
   if (isa == Isa::avx512) rules.panel = avx512::RulesOf<A, M, F>::panel, rules.line = avx512::RulesOf<A, M, F>::line;

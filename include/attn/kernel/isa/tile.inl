@@ -8,9 +8,9 @@ template <class A>
 inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
-/// loop. Each a is broadcast to N products, each b serves R. `next` and `mask` are told of at Tiles.
+/// loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says.
 template <class A, int R, int N>
-__attribute__((noinline)) void tile(const Product<A>& product, const char* next, Index mask) {
+__attribute__((noinline)) void tile(const Product<A>& product, const char* prefetch, Index prefetch_mask) {
   const A *a[std::size_t{R}], *b = product.b;
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) a[r] = product.a + r * product.a_row;
@@ -20,9 +20,9 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
     Vec<A> column[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) column[n] = load(b + n * lanes<A>);
-    if ((i & mask) == 0) {
-      __builtin_prefetch(next);
-      next += 64;
+    if ((i & prefetch_mask) == 0) {
+      __builtin_prefetch(prefetch);
+      prefetch += 64;
     }
     ATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -31,7 +31,7 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
       for (int n = 0; n < N; ++n) sum[r][n] += x * column[n];
     }
   }
-  // All that is read of the product is read before the first store, which could change it, for all the compiler knows.
+  // Copy the fields first: the compiler must assume that a store through c changes `product`.
   A* c = product.c;
   const A* before = product.before;
   const Index c_row = product.c_row, before_row = product.before_row;
@@ -53,10 +53,10 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* next,
   }
 }
 
-/// The tiles of a panel; and of a product of few rows, whose tiles are wide: rows of 512 bytes read whole gave 20 GB/s where halves of
-/// them gave 15 (one core of AMD Zen 4).
+/// The tiles of a panel.
 template <class A, int N>
 inline constexpr Tiles<A> panel_tiles{tile_rows, N* lanes<A>, tile<A, tile_rows, N>, tile<A, 1, N>};
+/// The tiles of skinny products are wide: rows of 512 bytes read whole gave 20 GB/s, halves of them 15 (one core of AMD Zen 4).
 template <class A, int R, int N>
-inline constexpr Tiles<A> few_tiles{R, N* lanes<A>, tile<A, R, N>, tile<A, 1, N>};
-inline constexpr int few_vectors = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;
+inline constexpr Tiles<A> skinny_tiles{R, N* lanes<A>, tile<A, R, N>, tile<A, 1, N>};
+inline constexpr int skinny_vectors = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;

@@ -1,0 +1,63 @@
+// Part of body.inl: elements stored in 16 bits, and their conversion.
+
+// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory, so plain integer
+// arithmetic is fast enough on every instruction set.
+ATTN_INLINE Vec<float> load(const Bfloat16* from) {
+  Simd<float>::Narrow narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  return from_bits<float>(__builtin_convertvector(narrow, Bits<float>) << 16);
+}
+ATTN_INLINE Vec<float> load(const Half* from) {
+  Simd<float>::Narrow narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  const Bits<float> wide = __builtin_convertvector(narrow, Bits<float>);
+  const Bits<float> sign = (wide & 0x8000) << 16, magnitude = (wide & 0x7FFF) << 13;
+  // The exponent is 112 too small. A subnormal becomes 2^-14 (1 + m), less 2^-14: no operand or result is subnormal, so
+  // that flush-to-zero, which -Ofast programs set, leaves it alone. Infinity and NaN keep all exponent bits.
+  const Bits<float> normal = magnitude + 0x38000000;
+  const Bits<float> subnormal = bits<float>(opaque(from_bits<float>(normal + 0x00800000)) - splat(0x1p-14F));
+  const Bits<float> special = magnitude | 0x7F800000;
+  const Bits<float> finite = magnitude < 0x00800000 ? subnormal : normal;
+  return from_bits<float>(sign | (magnitude >= 0x0F800000 ? special : finite));
+}
+ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
+  const Bits<float> b = bits<float>(v);
+  const Bits<float> rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Bits<float> nan = (b >> 16) | 0x40;
+  const Simd<float>::Narrow narrow =
+      __builtin_convertvector((b & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded, Simd<float>::Narrow);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+ATTN_INLINE void store(Half* to, Vec<float> v) {
+  const Bits<float> b = bits<float>(v), sign = (b >> 16) & 0x8000, magnitude = b & 0x7FFFFFFF;
+  const Bits<float> normal = (magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
+  // Below 2^-14, adding 0.5 leaves the half's denormal in the narrow bits, rounded by the addition.
+  const Bits<float> denormal = bits<float>(opaque(from_bits<float>(magnitude) + splat(0.5F))) - 0x3F000000;
+  Bits<float> half = magnitude < 0x38800000 ? denormal : normal;
+  half = magnitude >= 0x477FF000 ? 0x7C00 - Bits<float>{} : half;  // 65520 and more round to infinity
+  half = magnitude > 0x7F800000 ? 0x7E00 - Bits<float>{} : half;   // NaN
+  const Simd<float>::Narrow narrow = __builtin_convertvector(half | sign, Simd<float>::Narrow);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+
+/// n elements from T to the type they are computed in, or back. n need not be a multiple of anything.
+template <class To, class From>
+__attribute__((noinline)) void convert(To* to, const From* from, Index n) {
+  using A = std::conditional_t<std::is_same_v<From, double>, double, float>;
+  constexpr Index step = lanes<A>;
+  Index i = 0;
+  for (; i + step <= n; i += step) store(to + i, load(from + i));
+  if (i < n) {
+    From in[std::size_t{step}] = {};
+    To out[std::size_t{step}];
+    __builtin_memcpy(in, from + i, static_cast<std::size_t>(n - i) * sizeof(From));
+    store(out, load(in));
+    __builtin_memcpy(to + i, out, static_cast<std::size_t>(n - i) * sizeof(To));
+  }
+}
+
+/// The same for `rows` rows of n.
+template <class To, class From>
+void convert_rows(To* to, Index to_row, const From* from, Index from_row, Index rows, Index n) {
+  for (; rows > 0; --rows, to += to_row, from += from_row) convert(to, from, n);
+}
