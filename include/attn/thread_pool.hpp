@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <forward_list>
 #include <new>
 #include <thread>
-#include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
@@ -31,7 +31,7 @@ class ThreadPool final : public Executor {
     detail::require(threads >= 1, "ThreadPool", "threads, expected at least 1, got ", threads);
     try {
       while (concurrency() < threads) {
-        threads_.emplace_back([this] { work(); });
+        threads_.emplace_front([this] { work(); });
         set_concurrency(concurrency() + 1);
       }
     } catch (...) {  // The system refuses one more: these will do.
@@ -74,7 +74,7 @@ class ThreadPool final : public Executor {
       else
         thread.join();
     }
-    std::vector<std::thread>().swap(threads_);
+    threads_.clear();
   }
 
   struct Job {
@@ -122,7 +122,7 @@ class ThreadPool final : public Executor {
   [[nodiscard]] static bool in_own_process() { return true; }
 #endif
 
-  std::vector<std::thread> threads_;
+  std::forward_list<std::thread> threads_;
   std::atomic_flag taken_;  // not a mutex: a worker's own call may find it taken by its own thread
   const Job* job_ = nullptr;
   detail::WaitableWord ticket_{0};

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <span>
-#include <string>
 #include <string_view>
-#include <vector>
 
 #include "../../error.hpp"
 
@@ -75,32 +74,34 @@ inline bool cpu_has(Isa isa) {
 inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
 #endif
 
-inline std::vector<Isa> find_isas() {
-  std::vector<Isa> found;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-    if (cpu_has(isa)) found.push_back(isa);
-  return found;
+/// Each has all that those before it have, so that a CPU supports the first few.
+inline constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avx512};
+inline constexpr std::string_view all_isa_names = "baseline, avx2, avx512";
+
+[[gnu::cold]] inline std::size_t count_isas() {
+  std::size_t count = 0;
+  for (const Isa isa : all_isas)
+    if (cpu_has(isa)) ++count;
+  return count;
 }
 
 }  // namespace detail
 
 /// The instruction sets that can be used on this CPU, the best one last.
 [[nodiscard]] inline std::span<const Isa> supported_isas() {
-  static const std::vector<Isa> isas = detail::find_isas();
-  return isas;
+  static const std::size_t count = detail::count_isas();
+  return {detail::all_isas, count};
 }
 
 namespace detail {
 
-/// What the name says, in an error's words when the CPU lacks it.
-inline Isa checked_isa(std::string_view function, std::string_view what, std::string_view name) {
-  std::string known;
-  for (const Isa isa : supported_isas()) {
+/// The instruction set of this name. Errors: there is none, or the CPU lacks it; `what` says where the name comes from.
+[[gnu::cold]] inline Isa checked_isa(std::string_view function, std::string_view what, std::string_view name) {
+  for (const Isa isa : supported_isas())
     if (isa_name(isa) == name) return isa;
-    known += known.empty() ? "" : ", ";
-    known += isa_name(isa);
-  }
-  fail(function, what, ", expected one that this CPU has (", std::string_view(known), "), got ", name);
+  const std::string_view best = isa_name(supported_isas().back());
+  fail(function, what, ", expected one that this CPU has (",
+       all_isa_names.substr(0, all_isa_names.find(best) + best.size()), "), got ", name);
 }
 
 /// What the environment says.
