@@ -49,25 +49,6 @@ struct LlamaConfig {
   RotaryLayout rotary = RotaryLayout::interleaved;
 };
 
-/// x / sqrt(mean(x^2) + 1e-5) * weight, over the last axis. Source: Zhang, Sennrich, 2019.
-struct RmsNorm {
-  Tensor<float, 1> weight;  // [E]
-
-  explicit RmsNorm(Index E) : weight(E) { weight.setConstant(1.0F); }
-
-  [[nodiscard]] Tensor<float, 3> operator()(const Tensor<float, 3>& x) const {
-    const Index E = weight.size();
-    Tensor<float, 3> y(x.dimensions());
-    for (Index at = 0; at < x.size(); at += E) {
-      const float* from = x.data() + at;
-      const float squares = std::inner_product(from, from + E, from, 0.0F);
-      const float scale = 1.0F / std::sqrt(squares / static_cast<float>(E) + 1e-5F);
-      for (Index e = 0; e < E; ++e) y.data()[at + e] = weight(e) * (scale * from[e]);
-    }
-    return y;
-  }
-};
-
 /// down(silu(gate(x)) * up(x)), with silu(g) = g sigmoid(g). Source: Shazeer, "GLU variants", 2020.
 struct SwiGlu {
   Linear<float> gate, up, down;
@@ -82,9 +63,9 @@ struct SwiGlu {
 };
 
 struct LlamaLayer {
-  RmsNorm attention_norm;
+  RmsNorm<float> attention_norm;
   LlamaAttention<float> attention;
-  RmsNorm feed_forward_norm;
+  RmsNorm<float> feed_forward_norm;
   SwiGlu feed_forward;
 
   explicit LlamaLayer(const LlamaConfig& c)
@@ -109,7 +90,7 @@ struct Llama {
   LlamaConfig config;
   Tensor<float, 2> embedding;  // [V,E]; where the checkpoint ties them, `output` holds the same numbers, packed
   std::vector<LlamaLayer> layers;
-  RmsNorm final_norm;
+  RmsNorm<float> final_norm;
   Linear<float> output;  // [V,E]
 
   explicit Llama(const LlamaConfig& c)
@@ -234,7 +215,11 @@ class FileReader {
 
   // 3. The weights, kind by kind, each for all layers.
   Llama model(LlamaConfig{E, F, L, H, G, V, max_length, layout});
-  const auto load_norm = [&](RmsNorm& norm) { file.read(norm.weight.data(), norm.weight.size()); };
+  const auto load_norm = [&](RmsNorm<float>& norm) {
+    Tensor<float, 1> weight(norm.size());
+    file.read(weight.data(), weight.size());
+    norm.set_weight(weight);
+  };
   const auto load = [&](Linear<float>& linear) {
     Tensor<float, 2> weight(linear.out_features(), linear.in_features());
     file.read(weight.data(), weight.size());

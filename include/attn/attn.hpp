@@ -29,6 +29,8 @@
 
 #include "softmax.hpp"
 #include "dropout.hpp"
+#include "rms_norm.hpp"
+#include "packed_matrix.hpp"
 #include "linear.hpp"
 #include "rotary.hpp"
 #include "kv_cache.hpp"

@@ -72,7 +72,7 @@ class Dropout {
     static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
     const View<const T, rank> x(from);
     const View<T, rank> y(to);
-    detail::require_packed_pair("Dropout::forward", x, y, x.shape());
+    detail::require_packed_pair("Dropout::forward", detail::layout_of("output", y), detail::layout_of("input", x));
   }
 
   template <detail::TensorLike X>

@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "kernel/linear_forward.hpp"
 #include "kernel/isa/targets.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "packed_matrix.hpp"
 #include "parallel.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
@@ -34,25 +36,19 @@ class Linear {
   Linear(Index in_features, Index out_features, bool bias = true, std::optional<std::uint64_t> seed = {}) {
     detail::require(in_features >= 1 && out_features >= 1, "Linear", "features, expected at least 1 in and out, got ",
                     in_features, " in and ", out_features, " out");
-    parameters_ = std::make_shared<Parameters>(in_features, out_features, bias);
-    const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
+    parameters_ = std::make_shared<Parameters>(out_features, in_features, bias);
     const auto key = philox_key(seed ? *seed : fresh_seed());
-    const auto fill = [&](Index count, Index row, std::uint32_t plane, T* to, Index stride) {
-      for (Index i = 0; i < count; i += 4) {
-        const auto words =
-            philox4x32({static_cast<std::uint32_t>(i / 4), static_cast<std::uint32_t>(row), plane, 0}, key);
-        for (Index j = i; j < std::min(i + 4, count); ++j)
-          to[j * stride] = static_cast<T>(bound * (words[static_cast<std::size_t>(j - i)] * 0x1p-31 - 1.0));
-      }
-    };
-    for (Index o = 0; o < out_features; ++o) fill(in_features, o, 0, &parameters_->at(o, 0), Parameters::width);
-    if (bias) fill(out_features, 0, 1, parameters_->bias.data(), 1);
+    const double bound = 1.0 / std::sqrt(static_cast<double>(in_features));
+    for (Index o = 0; o < out_features; ++o)
+      draw(in_features, {0, static_cast<std::uint32_t>(o), 0, 0}, key, bound, parameters_->weight.row(o),
+           PackedMatrix<T>::width);
+    if (bias) draw(out_features, {0, 0, 1, 0}, key, bound, parameters_->bias.data(), 1);
   }
   /// A layer with this weight [out,in], and bias [out] where given. Errors: shapes that do not fit.
   explicit Linear(View<const T, 2> weight, std::optional<View<const T, 1>> bias = {}) {
     detail::require(weight.dimension(0) >= 1 && weight.dimension(1) >= 1, "Linear",
                     "weight [out,in], expected at least 1 in and out, got ", detail::as_shape(weight.shape()));
-    parameters_ = std::make_shared<Parameters>(weight.dimension(1), weight.dimension(0), bias.has_value());
+    parameters_ = std::make_shared<Parameters>(weight.dimension(0), weight.dimension(1), bias.has_value());
     set_weight(weight);
     if (bias) set_bias(*bias);
   }
@@ -63,16 +59,13 @@ class Linear {
   Linear& operator=(Linear&&) noexcept = default;
   ~Linear() = default;
 
-  [[nodiscard]] Index in_features() const { return parameters_ ? parameters_->in : 0; }
-  [[nodiscard]] Index out_features() const { return parameters_ ? parameters_->out : 0; }
+  [[nodiscard]] Index in_features() const { return parameters_ ? parameters_->weight.in() : 0; }
+  [[nodiscard]] Index out_features() const { return parameters_ ? parameters_->weight.out() : 0; }
   [[nodiscard]] bool has_bias() const { return parameters_ && !parameters_->bias.empty(); }
 
   /// The weight, [out,in].
   [[nodiscard]] Tensor<T, 2> weight() const {
-    Tensor<T, 2> result(out_features(), in_features());
-    for (Index o = 0; o < out_features(); ++o)
-      for (Index i = 0; i < in_features(); ++i) result(o, i) = parameters_->at(o, i);
-    return result;
+    return parameters_ ? parameters_->weight.get() : detail::make_tensor<T, 2>({0, 0});
   }
   /// One row of the weight: output `o` of all inputs, into a tensor [in] of the caller's. It serves embeddings that share
   /// their table with the output layer. Errors: a row that does not exist, another shape, a stride of 0.
@@ -81,13 +74,13 @@ class Linear {
                     ", got ", o);
     detail::require_shape("Linear::weight_row", "row [in]", row, {in_features()});
     detail::require_distinct("Linear::weight_row", detail::layout_of("row", row));
-    for (Index i = 0; i < in_features(); ++i) row(i) = parameters_->at(o, i);
+    const T* const from = std::as_const(*parameters_).weight.row(o);
+    for (Index i = 0; i < in_features(); ++i) row(i) = from[i * PackedMatrix<T>::width];
   }
   /// Replaces the weight. Errors: any shape but [out,in].
   void set_weight(View<const T, 2> weight) {
     detail::require_shape("Linear::set_weight", "weight [out,in]", weight, {out_features(), in_features()});
-    for (Index o = 0; o < out_features(); ++o)
-      for (Index i = 0; i < in_features(); ++i) parameters_->at(o, i) = weight(o, i);
+    if (parameters_) parameters_->weight.set(weight);
   }
 
   /// The bias, [out], or an empty tensor.
@@ -118,8 +111,9 @@ class Linear {
   /// Errors: another last dimension.
   template <detail::TensorOfElement<T> X>
   [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x) const {
+    static_assert(X::NumDimensions >= 1 && X::NumDimensions <= 4, "attn: Linear takes tensors of rank 1 to 4");
     auto shape = detail::shape_of(x);
-    check_input(x);
+    check_input(detail::as_shape(shape));
     shape.back() = out_features();
     auto y = detail::make_tensor<T, X::NumDimensions>(shape);
     forward_into(y, x);
@@ -131,26 +125,17 @@ class Linear {
   /// shares memory with x.
   template <class Y, detail::TensorOfElement<T> X>
   void forward_into(Y&& to, const X& from) const {
-    constexpr int rank = X::NumDimensions;
-    const View<const T, rank> x(from);
-    const View<T, rank> y(to);
-    check(y, x);
-    run(x.data(), detail::row_distance(x), x.size() / in_features(), y.data(), detail::row_distance(y));
+    static_assert(X::NumDimensions >= 1 && X::NumDimensions <= 4, "attn: Linear takes tensors of rank 1 to 4");
+    const View<const T, X::NumDimensions> x(from);
+    const View<T, X::NumDimensions> y(to);
+    run(x.data(), detail::layout_of("input", x), y.data(), detail::layout_of("output", y));
   }
   /// Throws what `forward_into` would, and does nothing else.
   template <class Y, detail::TensorOfElement<T> X>
   void check(Y&& to, const X& from) const {
-    constexpr int rank = X::NumDimensions;
-    static_assert(rank >= 1 && rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
-    const View<const T, rank> x(from);
-    const View<T, rank> y(to);
-    check_input(x);
-    auto expected = x.shape();
-    expected.back() = out_features();
-    detail::require_shape("Linear::forward", "output", y, expected);
-    detail::require(detail::row_distance(x) >= 0 && detail::row_distance(y) >= 0, "Linear::forward",
-                    "views, expected packed ones, or rows that lie equally far apart");
-    detail::require_apart("Linear::forward", detail::layout_of("output", y), detail::layout_of("input", x));
+    const View<const T, X::NumDimensions> x(from);
+    const View<T, X::NumDimensions> y(to);
+    check(detail::layout_of("input", x), detail::layout_of("output", y));
   }
 
   template <detail::TensorLike X>
@@ -160,39 +145,59 @@ class Linear {
 
  private:
   struct Parameters {
-    static constexpr Index width = kernel::panel_width<T>;
-    Index in, out;
-    AlignedVector<T> weight;  // [ceil(out / width)][in][width], zeros where a panel goes past the last output
-    AlignedVector<T> bias;
+    PackedMatrix<T> weight;
+    AlignedVector<T> bias;  // [out], or empty
 
-    Parameters(Index in_, Index out_, bool has_bias)
-        : in(in_),
-          out(out_),
-          weight(static_cast<std::size_t>(padded_size(out_, in_)), T(0)),
-          bias(has_bias ? static_cast<std::size_t>(out_) : 0, T(0)) {}
-    static Index padded_size(Index out, Index in) {
-      const auto checked = [&](Index rows) {
-        return detail::checked_size<T>("Linear", "weight [out,in]", detail::as_shape(std::array<Index, 2>{rows, in}));
-      };
-      checked(out);  // rounding up does not overflow then
-      return checked(detail::round_up(out, width));
-    }
-    T& at(Index o, Index i) { return weight[static_cast<std::size_t>((o / width * in + i) * width + o % width)]; }
+    Parameters(Index out, Index in, bool has_bias)
+        : weight(out, in), bias(has_bias ? static_cast<std::size_t>(out) : 0, T(0)) {}
   };
 
-  void run(const T* x, Index x_row, Index rows, T* y, Index y_row) const {
+  /// Draws `count` numbers from (-bound, bound), each `stride` further; four share a call of the generator.
+  [[gnu::noinline]] static void draw(Index count, std::array<std::uint32_t, 4> counter,
+                                     const std::array<std::uint32_t, 2>& key, double bound, T* to, Index stride) {
+    for (Index i = 0; i < count; ++counter[0]) {
+      const auto words = philox4x32(counter, key);
+      for (std::size_t word = 0; word < 4 && i < count; ++word, ++i)
+        to[i * stride] = static_cast<T>(bound * (words[word] * 0x1p-31 - 1.0));
+    }
+  }
+
+  // The shapes of tensors of any rank, as their layouts: so both are compiled once.
+
+  void check_input(Shape shape) const {
+    detail::require(parameters_ != nullptr, "Linear::forward",
+                    "layer, expected one with parameters, got one moved from");
+    detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
+                    in_features(), ", got ", shape);
+  }
+  [[gnu::noinline]] void check(const detail::Layout& x, const detail::Layout& y) const {
+    constexpr auto fn = "Linear::forward";
+    check_input(x.shape);
+    const std::size_t rank = x.shape.size();
+    std::array<Index, max_rank> expected{};
+    std::copy_n(x.shape.data(), rank, expected.data());
+    expected[rank - 1] = out_features();
+    detail::require_shape(fn, "output", y.shape, detail::as_shape(expected).first(rank));
+    detail::require(detail::row_distance(x.shape, x.stride) >= 0 && detail::row_distance(y.shape, y.stride) >= 0, fn,
+                    "views, expected packed ones, or rows that lie equally far apart");
+    detail::require_apart(fn, y, x);
+  }
+  [[gnu::noinline]] void run(const T* x, const detail::Layout& x_layout, T* y, const detail::Layout& y_layout) const {
+    check(x_layout, y_layout);
     using Stored = kernel::Stored<T>;
-    const auto* bias = has_bias() ? kernel::stored(parameters_->bias.data()) : nullptr;
-    const kernel::LinearProblem<Stored, Stored> problem{.x = kernel::stored(x),
-                                                        .weight = kernel::stored(parameters_->weight.data()),
-                                                        .bias = bias,
-                                                        .y = kernel::stored(y),
-                                                        .rows = rows,
-                                                        .in = in_features(),
-                                                        .out = out_features(),
-                                                        .x_row = x_row,
-                                                        .y_row = y_row};
+    Index rows = 1;
+    for (const Index size : x_layout.shape.first(x_layout.shape.size() - 1)) rows *= size;
     if (rows == 0) return;
+    const kernel::LinearProblem<Stored, Stored> problem{
+        .x = kernel::stored(x),
+        .weight = kernel::stored(std::as_const(*parameters_).weight.data()),
+        .bias = has_bias() ? kernel::stored(std::as_const(*parameters_).bias.data()) : nullptr,
+        .y = kernel::stored(y),
+        .rows = rows,
+        .in = in_features(),
+        .out = out_features(),
+        .x_row = detail::row_distance(x_layout.shape, x_layout.stride),
+        .y_row = detail::row_distance(y_layout.shape, y_layout.stride)};
     const Isa isa = active_isa();
     const kernel::LinearKernels<Stored, Stored> kernels{.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
                                                         .inputs = kernel::codec_of<Stored>(isa),
@@ -200,14 +205,7 @@ class Linear {
     detail::run_tasks(kernel::LinearTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
   }
 
-  template <class X>
-  void check_input(const X& x) const {
-    const auto shape = detail::shape_of(x);
-    detail::require(parameters_ != nullptr, "Linear::forward",
-                    "layer, expected one with parameters, got one moved from");
-    detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
-                    in_features(), ", got ", detail::as_shape(shape));
-  }
+  static constexpr std::size_t max_rank = 4;
 
   std::shared_ptr<Parameters> parameters_;
 };

@@ -146,41 +146,49 @@ template <class T, int Rank>
   return make_layout(name, x.data(), sizeof(T), as_shape(x.shape()), as_shape(x.strides()));
 }
 
-/// Where tensors are read or written row after row, they must be packed: no gaps between the rows.
-template <class T, int Rank>
-[[nodiscard]] bool is_packed(View<T, Rank> x) {
-  if (x.size() == 0) return true;
+// Of shapes and strides alone and not inlined, so that they are compiled once for all types and ranks.
+
+[[nodiscard, gnu::noinline]] inline bool has_elements(Shape shape) {
+  for (const Index size : shape)
+    if (size == 0) return false;
+  return true;
+}
+/// Whether no gaps separate the rows, as tensors that are read or written row after row must be.
+[[nodiscard, gnu::noinline]] inline bool is_packed(Shape shape, Shape strides) {
+  if (!has_elements(shape)) return true;
   Index stride = 1;
-  for (int axis = Rank - 1; axis >= 0; --axis) {
-    if (x.dimension(axis) != 1 && x.stride(axis) != stride) return false;
-    stride *= x.dimension(axis);
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    if (shape[axis] != 1 && strides[axis] != stride) return false;
+    stride *= shape[axis];
   }
   return true;
 }
-
-/// How far the rows of x, its last axis, lie apart, where they all lie equally far; -1 where they do not, or overlap.
-template <class T, int Rank>
-[[nodiscard]] Index row_distance(View<T, Rank> x) {
-  const Index columns = x.dimension(Rank - 1);
-  if (x.size() == 0) return columns;
-  if (columns > 1 && x.stride(Rank - 1) != 1) return -1;
+/// From one row, along the last axis, to the next, where this is the same for all of them; -1 where it is not, or where
+/// rows overlap.
+[[nodiscard, gnu::noinline]] inline Index row_distance(Shape shape, Shape strides) {
+  const std::size_t last = shape.size() - 1;
+  const Index columns = shape[last];
+  if (!has_elements(shape)) return columns;
+  if (columns > 1 && strides[last] != 1) return -1;
   Index distance = columns, stride = -1;
-  for (int axis = Rank - 2; axis >= 0; --axis) {
-    if (x.dimension(axis) == 1) continue;
-    if (stride < 0) distance = stride = x.stride(axis);
-    if (x.stride(axis) != stride || distance < columns) return -1;
-    stride *= x.dimension(axis);
+  for (std::size_t axis = last; axis-- > 0;) {
+    if (shape[axis] == 1) continue;
+    if (stride < 0) distance = stride = strides[axis];
+    if (strides[axis] != stride || distance < columns) return -1;
+    stride *= shape[axis];
   }
   return distance;
 }
-
 /// What modules ask of the tensors they read and write row after row: packed, and the same one or apart.
+[[gnu::noinline]] inline void require_packed_pair(std::string_view function, const Layout& y, const Layout& x) {
+  require_shape(function, "output", y.shape, x.shape);
+  require(is_packed(x.shape, x.stride) && is_packed(y.shape, y.stride), function, "views, expected packed tensors");
+  if (x.address != y.address) require_apart(function, y, x);
+}
+
 template <class T, int Rank>
-void require_packed_pair(std::string_view function, View<const T, Rank> x, View<T, Rank> y,
-                         const typename View<T, Rank>::Sizes& expected) {
-  require_shape(function, "output", y, expected);
-  require(is_packed(x) && is_packed(y), function, "views, expected packed tensors");
-  if (x.data() != y.data()) require_apart(function, layout_of("output", y), layout_of("input", x));
+[[nodiscard]] bool is_packed(const View<T, Rank>& x) {
+  return is_packed(as_shape(x.shape()), as_shape(x.strides()));
 }
 
 /// A row-major tensor of rank 1 to 4 read as [batch, heads, queries, keys], its axes aligned at the right and repeated
