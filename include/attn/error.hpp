@@ -33,7 +33,7 @@ class Error : public std::invalid_argument {
 
 namespace detail {
 
-/// Not span's own conversion from an array, which asks a dozen concepts for each rank.
+/// Spares the conversion of span from an array, which instantiates a dozen concepts for each rank.
 template <std::size_t Rank>
 [[nodiscard]] constexpr Shape as_shape(const std::array<Index, Rank>& sizes) {
   return {sizes.data(), Rank};
@@ -44,8 +44,8 @@ template <std::size_t Rank>
   return same;
 }
 
-/// A piece of a message: text, a number, a shape. It refers to what it was made from and becomes text only when a check
-/// has failed: one that passes costs nothing.
+/// A piece of a message: text, a number, a shape. It becomes text only when a check has failed. Made by hand, since
+/// streams and <format> would cost every program compile time.
 class Part {
  public:
   constexpr Part(std::string_view text) : kind_(Kind::text), size_(text.size()), text_(text.data()) {}  // NOLINT: these
@@ -81,8 +81,8 @@ class Part {
   }
 
  private:
-  /// As few digits, from 6 on, as tell the number from its neighbours. Not std::to_chars, which not every standard
-  /// library has for floating-point numbers.
+  /// Writes as few digits, from 6 on, as tell the number from its neighbours. Not with std::to_chars: some standard
+  /// libraries lack it for floating-point numbers.
   static char* write_real(char* to, double number, double (*read)(const char*)) {
     constexpr int longest = 32, most_digits = 17;
     char* end = to;
@@ -106,7 +106,7 @@ class Part {
   };
 };
 
-// Cold and not inlined: out of the way of code that checks, and of compile time.
+// Cold and not inlined, to keep the code that checks short and quick to compile.
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void raise(std::string_view function, std::initializer_list<Part> parts) {
   std::size_t room = function.size() + sizeof "[attn::] ";

@@ -1,4 +1,4 @@
-// Floor 0. Where the elements of strided views lie: whether one is reached twice, whether two views share memory.
+// Floor 0. Memory of strided views: whether they reach an element twice, whether two of them share memory.
 #pragma once
 
 #include <cstddef>

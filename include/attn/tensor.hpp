@@ -15,8 +15,9 @@
 #include "view.hpp"
 
 // Eigen's tensors change allocator with the widest alignment that -m flags allow, so tensors must not cross between
-// translation units that differ in it. Everything that holds a tensor lives in an inline namespace named after the
-// alignment: such a mix does not link, and the missing symbol says why.
+// translation units that differ in it. Everything that holds a tensor is in an inline namespace named after the
+// alignment: such a mix does not link, and the missing symbol says why. (Here and not in config.hpp, since the macro is
+// Eigen's.)
 #if EIGEN_DEFAULT_ALIGN_BYTES >= 64
 #define ATTN_EIGEN_ABI eigen_default_align_bytes_64
 #elif EIGEN_DEFAULT_ALIGN_BYTES >= 32
@@ -34,12 +35,12 @@ inline namespace ATTN_EIGEN_ABI {
 template <class T, int Rank>
 using Tensor = Eigen::Tensor<T, Rank, Eigen::RowMajor>;
 
-/// A tensor over memory that somebody else owns: TensorMap<float, 3>(pointer, B, S, E).
+/// A tensor over memory that someone else owns: TensorMap<float, 3>(pointer, B, S, E).
 template <class T, int Rank>
 using TensorMap = Eigen::TensorMap<std::conditional_t<std::is_const_v<T>, const Tensor<std::remove_const_t<T>, Rank>,
                                                       Tensor<std::remove_const_t<T>, Rank>>>;
 
-/// The element types of attn. Half and bfloat16 are stored low and computed in float.
+/// The element types of attn. Half and bfloat16 are stored in 16 bits and computed in float.
 template <class T>
 concept Scalar = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, Eigen::half> ||
     std::same_as<T, Eigen::bfloat16>;

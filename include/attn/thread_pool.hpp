@@ -82,8 +82,8 @@ class ThreadPool final : public Executor {
     detail::FirstError& error;
   };
 
-  // A ticket is one word, the number of the job and how many of its workers are not yet taken: a thread that takes a worker
-  // knows that its job still waits for it, and one that comes late takes nothing and touches nothing.
+  // A ticket is one atomic word: the job's number (high half) and how many of its workers are not yet taken (low half). A
+  // successful decrement claims a worker of a job that is still waiting; a late thread sees zero and leaves.
   static std::uint64_t ticket(std::uint32_t job, std::uint32_t workers) { return std::uint64_t{job} << 32 | workers; }
 
   bool run_one_worker() {
@@ -123,7 +123,7 @@ class ThreadPool final : public Executor {
 #endif
 
   std::forward_list<std::thread> threads_;
-  std::atomic_flag taken_;  // not a mutex: a worker's own call may find it taken by its own thread
+  std::atomic_flag taken_;  // not a mutex: a call from within a worker may find it taken by its own thread
   const Job* job_ = nullptr;
   detail::WaitableWord ticket_{0};
   detail::WaitableWord left_{0};  // as wide as the ticket, so that waiting is compiled once

@@ -140,7 +140,7 @@ void require_shape(std::string_view function, std::string_view what, View<T, Ran
   require_shape(function, what, as_shape(x.shape()), as_shape(expected));
 }
 
-/// Where the elements of a view lie.
+/// The memory that a view reaches.
 template <class T, int Rank>
 [[nodiscard]] Layout layout_of(std::string_view name, const View<T, Rank>& x) {
   return make_layout(name, x.data(), sizeof(T), as_shape(x.shape()), as_shape(x.strides()));
