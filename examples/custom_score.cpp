@@ -31,7 +31,7 @@ int main() {
 
   // The variant, in five lines: tokens further away count for less, by the square of their distance.
   const SameDocument same_document{128};
-  const auto nearer = [](float score, attn::Position at) {
+  const auto nearer = [](auto score, attn::Position at) {
     return score - 0.002F * at.distance() * at.distance();
   };
   const auto fused = [&] { return attn::scaled_dot_product_attention(q, k, v, same_document & attn::Causal{}, nearer); };
