@@ -64,6 +64,13 @@ struct AttentionSizes {
   Index B, H, G, S, T, D, Dv;
 };
 
+/// The most queries, keys and heads of a call, so that differences of positions fit 32 bits as well.
+inline constexpr Index most_indices = Index{1} << 30;
+[[nodiscard]] inline bool fits_positions(const AttentionSizes& n) {
+  return n.S <= most_indices && n.T <= most_indices && n.B <= most_indices && n.H <= most_indices &&
+         (n.H == 0 || n.B <= most_indices / n.H);
+}
+
 /// Whether a view is as it was made, without memory: the result was not asked for.
 template <class T, int Rank>
 [[nodiscard]] bool is_absent(const View<T, Rank>& x) {
@@ -114,9 +121,9 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require(n.H == 0 || (n.G > 0 && n.H % n.G == 0), fn, "query heads, expected a multiple of ", n.G,
           " key/value heads, got q ", as_shape(q.shape()));
   require(n.D >= 1, fn, "head size, expected at least 1, got q ", as_shape(q.shape()));
-  constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
-  require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && (n.H == 0 || n.B <= limit / n.H), fn,
-          "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ", as_shape(k.shape()));
+  constexpr Index limit = most_indices;
+  require(fits_positions(n), fn, "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ",
+          as_shape(k.shape()));
   require(n.D <= limit && n.Dv <= limit, fn, "head sizes, expected at most 2^30, got q ", as_shape(q.shape()), ", v ",
           as_shape(v.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
@@ -193,18 +200,26 @@ void run_attention(const kernel::AttentionProblem<Q, KV>& problem, const kernel:
   for (Index row = 0; row < problem.B * problem.H * problem.S; ++row) tasks.join(row, Scratch(scratch));
 }
 
-template <Scalar X, Mask M, class F>
-void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
-               const M& mask, const F& score, const AttentionOptions& options) {
-  const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
-  if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
-  const Isa isa = active_isa();
+/// Attention whose arguments have been checked, under a mask and a score function bound to an instruction set.
+template <Scalar X>
+void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k,
+                 View<const X, 4> v, Isa isa, const kernel::Rules<Accumulator<X>>& rules,
+                 const AttentionOptions& options) {
   using Stored = kernel::Stored<X>;
+  if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
   run_attention(attention_problem(n, q, k, v, options, out),
                 {.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
                  .queries = kernel::codec_of<Stored>(isa),
                  .keys = kernel::codec_of<Stored>(isa)},
-                kernel::rules_of<Accumulator<X>>(isa, mask, score));
+                rules);
+}
+
+template <Scalar X, Mask M, class F>
+void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
+               const M& mask, const F& score, const AttentionOptions& options) {
+  const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const Isa isa = active_isa();
+  run_checked(n, out, q, k, v, isa, kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
 }
 
 }  // namespace attn::detail
