@@ -40,20 +40,6 @@ struct LlamaAttentionConfig {
   std::optional<std::uint64_t> seed = {};
 };
 
-/// The cache argument of `forward`: a KvCache, a pointer to one, or nothing.
-template <Scalar T>
-class CacheRef {
- public:
-  CacheRef() = default;
-  CacheRef(KvCache<T>& cache) : cache_(&cache) {}  // NOLINT: caches and pointers convert
-  CacheRef(KvCache<T>* cache) : cache_(cache) {}   // NOLINT: the same
-  /// The cache, or null.
-  [[nodiscard]] KvCache<T>* get() const { return cache_; }
-
- private:
-  KvCache<T>* cache_ = nullptr;
-};
-
 /// What LlamaAttention::forward_with_weights returns.
 template <Scalar T>
 struct LlamaAttentionResult {
@@ -297,8 +283,8 @@ class LlamaAttention {
     detail::checked_size<T>(in_forward, "queries [B,S,H*D]", detail::as_shape(inner));
     const View<T, 3> packed(nullptr, inner);
     query_.check(packed, x);
-    out_proj_.check(y, packed);
-    projection_dropout_.check(y, y);
+    out_proj_.check(y, View<const T, 3>(packed));
+    projection_dropout_.check(y, View<const T, 3>(y));
     if (cache != nullptr) check_cache(in_forward, x.dimension(0), x.dimension(1), *cache);
     const detail::AttentionSizes sizes = attention_sizes(x, cache);
     detail::require(detail::fits_positions(sizes) && sizes.D <= detail::most_indices, in_forward,
@@ -348,13 +334,18 @@ class LlamaAttention {
     return call;
   }
 
+  /// Not inlined: four calls would compile the same checks four times.
+  [[gnu::noinline]] static void multiply(const Linear<T>& layer, const View<T, 3>& y, const View<const T, 3>& x) {
+    layer.forward_into(y, x);
+  }
+
   /// Computes queries, keys and values. Where keys and values are tied, one product serves both: v is k, or, before k is
   /// rotated, a copy of it.
   void project(Intermediates& call, View<const T, 3> x) const {
-    query_.forward_into(call.q, x);
-    key_.forward_into(call.k, x);
+    multiply(query_, call.q, x);
+    multiply(key_, call.k, x);
     if (!value_.shares_with(key_)) {
-      value_.forward_into(call.v, x);
+      multiply(value_, call.v, x);
     } else if (rotary_) {
       std::copy_n(call.k.data(), call.k.size(), call.v.data());
     } else {
@@ -392,7 +383,7 @@ class LlamaAttention {
   }
 
   void output(const View<T, 3>& y, const Intermediates& call) const {
-    out_proj_.forward_into(y, View<const T, 3>(call.context));
+    multiply(out_proj_, y, call.context);
     projection_dropout_.forward_into(y, View<const T, 3>(y));
   }
 
