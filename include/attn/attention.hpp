@@ -19,6 +19,7 @@
 #include "philox.hpp"
 #include "score.hpp"
 #include "tensor.hpp"
+#include "tensor_argument.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
@@ -200,6 +201,17 @@ void run_attention(const kernel::AttentionProblem<Q, KV>& problem, const kernel:
   for (Index row = 0; row < problem.B * problem.H * problem.S; ++row) tasks.join(row, Scratch(scratch));
 }
 
+/// What an attention is written into: AttentionOutputs or a tensor.
+template <class X, class T>
+constexpr bool explain_output() {
+  if constexpr (std::same_as<X, AttentionOutputs<T>>)
+    return true;
+  else
+    return explain_tensor<X, 4, T>();
+}
+template <class X, class T>
+concept OutputArgument = explain_output<std::remove_cvref_t<X>, T>();
+
 /// Attention whose arguments have been checked, under a mask and a score function bound to an instruction set.
 template <Scalar X>
 void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k,
@@ -232,21 +244,25 @@ inline namespace ATTN_EIGEN_ABI {
 /// Else as scaled_dot_product_attention. `options.log_sum_exp` and `options.weights` are not looked at here: what
 /// `out` has room for is written.
 /// Errors: besides, outputs that share memory with each other or with q, k or v, or reach an element twice.
-template <class Out, TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
+template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarOf<Q>> K,
+          detail::TensorArgument<4, detail::ScalarOf<Q>> V, MaskArgument M = NoMask,
+          ScoreArgument<Accumulator<detail::ScalarOf<Q>>> F = NoScore, detail::OutputArgument<detail::ScalarOf<Q>> Out>
 void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = {},
                                        const F& score = {}, const AttentionOptions& options = {}) {
-  using T = detail::Element<Q>;
+  using T = detail::ScalarOf<Q>;
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
+                         values = detail::view_of_argument<T, 4>(v);
   AttentionOutputs<T> outputs;
   if constexpr (std::same_as<std::remove_cvref_t<Out>, AttentionOutputs<T>>) {
     outputs = out;
-  } else {
+  } else if constexpr (std::constructible_from<View<T, 4>, Out&>) {
     outputs.output = View<T, 4>(out);
     detail::require_shape("scaled_dot_product_attention", "output [B,H,S,Dv]", outputs.output,
-                          {q.dimension(0), q.dimension(1), q.dimension(2), v.dimension(3)});
+                          {queries.dimension(0), queries.dimension(1), queries.dimension(2), values.dimension(3)});
   }
   const auto typed_mask = as_mask(mask);
-  const auto& typed_score = detail::as_score(score);
-  detail::attention<T>(outputs, detail::read(q), detail::read(k), detail::read(v), typed_mask, typed_score, options);
+  const auto& typed_score = detail::as_score<Accumulator<T>>(score);
+  detail::attention<T>(outputs, queries, keys, values, typed_mask, typed_score, options);
 }
 
 /// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.
@@ -262,13 +278,17 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
 /// dropout outside [0,1], a scale that is not finite as the type of scores.
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
 /// 2023.
-template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
-[[nodiscard]] AttentionResult<detail::Element<Q>> scaled_dot_product_attention(const Q& q, const K& k, const V& v,
-                                                                               const M& mask = {}, const F& score = {},
-                                                                               const AttentionOptions& options = {}) {
-  using T = detail::Element<Q>;
-  const Index B = q.dimension(0), H = q.dimension(1), S = q.dimension(2);
-  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, v.dimension(3)}), {}, {}};
+template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarOf<Q>> K,
+          detail::TensorArgument<4, detail::ScalarOf<Q>> V, MaskArgument M = NoMask,
+          ScoreArgument<Accumulator<detail::ScalarOf<Q>>> F = NoScore>
+[[nodiscard]] AttentionResult<detail::ScalarOf<Q>> scaled_dot_product_attention(const Q& q, const K& k, const V& v,
+                                                                                const M& mask = {}, const F& score = {},
+                                                                                const AttentionOptions& options = {}) {
+  using T = detail::ScalarOf<Q>;
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
+                         values = detail::view_of_argument<T, 4>(v);
+  const Index B = queries.dimension(0), H = queries.dimension(1), S = queries.dimension(2);
+  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, values.dimension(3)}), {}, {}};
   AttentionOutputs<T> out;
   out.output = View<T, 4>(result.output);
   if (options.log_sum_exp) {
@@ -276,10 +296,10 @@ template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F
     out.log_sum_exp = View<Accumulator<T>, 3>(result.log_sum_exp);
   }
   if (options.weights) {
-    result.weights = detail::make_tensor<T, 4>({B, H, S, k.dimension(2)});
+    result.weights = detail::make_tensor<T, 4>({B, H, S, keys.dimension(2)});
     out.weights = View<T, 4>(result.weights);
   }
-  scaled_dot_product_attention_into(out, q, k, v, mask, score, options);
+  scaled_dot_product_attention_into(out, queries, keys, values, mask, score, options);
   return result;
 }
 

@@ -27,6 +27,7 @@
 #include "kernel/isa/targets.hpp"
 
 #include "tensor.hpp"
+#include "tensor_argument.hpp"
 
 #include "softmax.hpp"
 #include "dropout.hpp"

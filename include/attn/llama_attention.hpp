@@ -21,6 +21,7 @@
 #include "rotary.hpp"
 #include "scratch.hpp"
 #include "sequence_length.hpp"
+#include "tensor_argument.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
@@ -152,8 +153,9 @@ class LlamaAttention {
   /// Errors: another last dimension; a mask that does not broadcast; a projection replaced by one of another size; a cache
   /// that does not fit, has too little room left, or is too long for a rotary scaling that depends on the length; more
   /// than 2^30 tokens.
-  template <class M = NoMask>
-  [[nodiscard]] Tensor<T, 3> forward(View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
     auto y = detail::make_tensor<T, 3>(x.shape());
     run(y, x, mask, cache.get(), {});
     return y;
@@ -161,16 +163,17 @@ class LlamaAttention {
 
   /// Computes the same into a tensor [B,S,E] of the caller's that does not overlap x.
   /// Errors: besides, another output shape.
-  template <class M = NoMask>
-  void forward_into(View<T, 3> y, View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
-    run(y, x, mask, cache.get(), {});
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  void forward_into(View<T, 3> y, const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
+    run(y, detail::view_of_argument<T, 3>(input), mask, cache.get(), {});
   }
 
   /// Computes the output and the attention weights [B,H,S,T], which take that much memory.
   /// Errors: besides, weights that memory cannot hold.
-  template <class M = NoMask>
-  [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(View<const T, 3> x, const M& mask = {},
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(const X& input, const M& mask = {},
                                                              CacheRef<T> cache = {}) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
     const Index keys = x.dimension(1) + (cache.get() != nullptr ? cache.get()->max_length() : 0);
     const std::array<Index, 4> shape{x.dimension(0), config_->num_attention_heads, x.dimension(1), keys};
     detail::checked_size<T>("LlamaAttention::forward_with_weights", "weights [B,H,S,T]", detail::as_shape(shape));
@@ -179,9 +182,9 @@ class LlamaAttention {
     return result;
   }
 
-  template <class... Args>
-  [[nodiscard]] Tensor<T, 3> operator()(View<const T, 3> x, Args&&... args) const {
-    return forward(x, std::forward<Args>(args)...);
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] Tensor<T, 3> operator()(const X& x, const M& mask = {}, CacheRef<T> cache = {}) const {
+    return forward(x, mask, cache);
   }
 
  private:
@@ -411,7 +414,7 @@ class LlamaAttention {
     const auto mask = as_mask(given);
     check(y, x, cache);
     const Index B = x.dimension(0), S = x.dimension(1), H = config_->num_attention_heads;
-    if constexpr (HasCheck<decltype(mask)>)
+    if constexpr (detail::HasCheck<decltype(mask)>)
       mask.check(in_forward, B, H, S, S + (cache != nullptr ? cache->max_length() : 0));
     const Workspace::Frame frame;
     Intermediates call = begin(frame, B, S, cache);

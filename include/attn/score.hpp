@@ -1,7 +1,7 @@
-// Floor 1. Score functions: what is done to a scaled score before the mask and the softmax.
+// Floor 1. Score functions, which change a scaled score before the mask and the softmax.
 //
-// A score function is any callable `(score, Position) -> score`, a lambda included; it is compiled into the kernel.
-// Scores are float (double for double tensors). Score functions run in the order written, after scaling, before the
+// A score function is any callable (score, Position) -> score, a lambda included; it is compiled into the kernel.
+// Scores are float, for double tensors double. Score functions run in the order written, after scaling and before the
 // mask. A result of -inf means "never attend".
 #pragma once
 
@@ -10,6 +10,7 @@
 #include <limits>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "mask.hpp"
@@ -17,9 +18,18 @@
 
 namespace attn {
 
-template <class S, class A>
-concept ScoreFunction = requires(const S& score, A value, Position at) {
+/// A score function for scores of type A.
+template <class F, class A>
+concept ScoreFunction = requires(const F& score, A value, Position at) {
   { score(value, at) } -> std::convertible_to<A>;
+};
+
+/// Leaves scores as they are.
+struct NoScore {
+  template <class A>
+  constexpr A operator()(A score, Position) const {
+    return score;
+  }
 };
 
 namespace detail {
@@ -51,10 +61,30 @@ inline float tanh(float x) {
 }
 inline double tanh(double x) { return std::tanh(x); }
 
+/// Stops the compilation with a sentence unless F can be a score function for scores of type A. Otherwise true, also after
+/// the sentence: a concept that failed as well would add the compiler's own list of reasons.
+template <class F, class A>
+constexpr bool explain_score() {
+  constexpr bool is_score = ScoreFunction<F, A>;
+  if constexpr (std::invocable<const F&, A, Position>) {
+    static_assert(is_score, "attn: a score function returns the new score, a number");
+  } else if constexpr (Mask<F> || PredicateFunction<F> || TensorLike<F>) {
+    static_assert(is_score,
+                  "attn: a mask in place of a score function; masks come first, joined by &, then the score function");
+  } else {
+    static_assert(
+        is_score,
+        "attn: not a score function; expected a callable (auto score, attn::Position at) that returns the new score");
+  }
+  return true;
+}
+
 /// What the caller wrote, as a score function: itself, or a pointer to it where it is a plain function.
-template <class F>
+template <class A, class F>
 [[nodiscard]] constexpr decltype(auto) as_score(const F& score) {
-  if constexpr (std::is_function_v<F>) {
+  if constexpr (!ScoreFunction<F, A>) {
+    return NoScore{};  // it was refused
+  } else if constexpr (std::is_function_v<F>) {
     return &score;
   } else {
     return (score);
@@ -63,13 +93,13 @@ template <class F>
 
 }  // namespace detail
 
-/// Leaves scores as they are.
-struct NoScore {
-  template <class A>
-  constexpr A operator()(A score, Position) const {
-    return score;
-  }
-};
+/// What functions take as a score function, for scores of type A.
+template <class F, class A>
+concept ScoreArgument = detail::explain_score<F, A>();
+
+/// What Chain takes as a score function, whose type of scores is not known yet.
+template <class F>
+concept ScoreLink = ScoreFunction<F, double> || detail::explain_score<F, float>();
 
 /// cap * tanh(score / cap): keeps scores within (-cap, cap), as in Gemma 2 (cap 50).
 /// Errors: a cap that is not a positive number.
@@ -89,9 +119,9 @@ class SoftCap {
   float cap_;
 };
 
-/// score - slope[head] * (query - key): attention with linear biases. For a power of two of heads the slopes are
-/// 2^(-8/H), 2^(-16/H), ...; other counts take the slopes of the next lower power of two, then every other one of the
-/// next higher, as published with the paper.
+/// score - slope[head] * (query - key): attention with linear biases. Where the number of heads is a power of two, the
+/// slopes are 2^(-8/H), 2^(-16/H), ... Otherwise they are those of the next lower power of two, followed by every other
+/// one of the next higher, as published with the paper.
 /// Errors: fewer than one head.
 /// Source: Press, Smith, Lewis, "Train short, test long", 2021.
 class Alibi {
@@ -122,8 +152,8 @@ class Alibi {
   std::vector<double> slopes_;
 };
 
-/// A tensor of rank 1 to 4, broadcast to [B,H,S,T] and added to the score: relative position tables and the like.
-/// Views the tensor. It differs from AdditiveMask in its place: before score functions written after it.
+/// A tensor of rank 1 to 4, broadcast to [B,H,S,T] and added to the score, for example a table of relative positions.
+/// Views the tensor. It differs from AdditiveMask in the order: score functions written after it see the sum.
 template <class T>
 class ScoreBias {
   static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
@@ -148,7 +178,7 @@ template <detail::TensorLike X>
 ScoreBias(const X&) -> ScoreBias<detail::Element<X>>;
 
 /// Score functions one after the other, in the order written: `Chain{SoftCap{50.F}, Alibi{8}, my_function}`.
-template <class... Functions>
+template <ScoreLink... Functions>
 class Chain {
  public:
   explicit constexpr Chain(Functions... functions) : functions_(std::move(functions)...) {}
@@ -160,7 +190,8 @@ class Chain {
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
     const auto one = [&](const auto& score) {
-      if constexpr (HasCheck<std::remove_cvref_t<decltype(score)>>) score.check(function, batch, heads, queries, keys);
+      if constexpr (detail::HasCheck<std::remove_cvref_t<decltype(score)>>)
+        score.check(function, batch, heads, queries, keys);
     };
     std::apply([&](const auto&... score) { (one(score), ...); }, functions_);
   }
