@@ -38,4 +38,5 @@
 #include "attention.hpp"
 #include "reference.hpp"
 
+#include "llama_attention_config.hpp"
 #include "llama_attention.hpp"

@@ -15,6 +15,7 @@
 #include "dropout.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
+#include "llama_attention_config.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
@@ -25,21 +26,6 @@
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
-
-/// What a LlamaAttention is made of. The defaults are plain multi-head attention.
-struct LlamaAttentionConfig {
-  Index hidden_size = 0;             ///< E
-  Index num_attention_heads = 0;     ///< H
-  Index num_key_value_heads = 0;     ///< G: H is multi-head, 1 multi-query, between them grouped-query; 0: H
-  Index head_dim = 0;                ///< D; 0: E / H, and E must then be a multiple of H
-  bool bias = true;                  ///< whether the four projections have biases
-  double attention_dropout = 0.1;    ///< probability that an attention weight is dropped in training
-  double projection_dropout = 0.1;   ///< probability that an element of the output is dropped in training
-  OptionalRotary rotary = {};        ///< a RotaryConfig, to rotate queries and keys by position
-  std::optional<Index> window = {};  ///< how many keys a query sees in every call, itself included
-  /// Seeds initial weights and dropout. Where not set, each module has a seed of its own, as in PyTorch.
-  std::optional<std::uint64_t> seed = {};
-};
 
 /// What LlamaAttention::forward_with_weights returns.
 template <Scalar T>
@@ -74,7 +60,7 @@ class LlamaAttention {
   /// Errors: sizes below 1 or that memory cannot hold, E not divisible by H where head_dim is not given, H not divisible
   /// by G, dropout outside [0,1], an odd head size with rotary, a window below 1.
   [[gnu::cold]] explicit LlamaAttention(const LlamaAttentionConfig& config)
-      : config_(complete(config)),
+      : config_(detail::complete<T>(config)),
         rotary_(config_->rotary.make(config_->head_dim)),
         query_(config_->hidden_size, query_size(), config_->bias, part_seed(0)),
         key_(config_->hidden_size, key_size(), config_->bias, part_seed(1)),
@@ -199,34 +185,7 @@ class LlamaAttention {
   std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
 
-  /// Checks a configuration and fills in its defaults.
-  [[gnu::cold]] static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
-    LlamaAttentionConfig c = given;
-    constexpr auto fn = "LlamaAttention";
-    detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
-    detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ",
-                    c.num_attention_heads);
-    if (c.num_key_value_heads == 0) c.num_key_value_heads = c.num_attention_heads;
-    detail::require(c.num_key_value_heads >= 1 && c.num_attention_heads % c.num_key_value_heads == 0, fn,
-                    "num_attention_heads, expected a multiple of num_key_value_heads = ", c.num_key_value_heads,
-                    ", got ", c.num_attention_heads);
-    if (c.head_dim == 0) {
-      detail::require(c.hidden_size % c.num_attention_heads == 0, fn,
-                      "hidden_size, expected a multiple of num_attention_heads = ", c.num_attention_heads, ", got ",
-                      c.hidden_size);
-      c.head_dim = c.hidden_size / c.num_attention_heads;
-    }
-    detail::require(c.head_dim >= 1, fn, "head_dim, expected at least 1, got ", c.head_dim);
-    const std::array<Index, 3> sizes{c.num_attention_heads, c.head_dim, c.hidden_size};
-    detail::checked_size<T>(fn, "num_attention_heads, head_dim, hidden_size", detail::as_shape(sizes));
-    for (const double p : {c.attention_dropout, c.projection_dropout})
-      detail::require(detail::is_probability(p), fn, "dropout, expected a probability in [0,1], got ", p);
-    detail::require(!c.window || *c.window >= 1, fn, "window, expected at least 1, got ", c.window.value_or(0));
-    detail::require(!c.rotary || c.head_dim % 2 == 0, fn, "head_dim, expected an even number with rotary, got ",
-                    c.head_dim);
-    return c;
-  }
-  /// A different seed for each part; none, so that each part draws its own, where the module has none.
+  /// A different seed for each part. Without a seed of the module there is none, and each part draws its own.
   [[nodiscard]] std::optional<std::uint64_t> part_seed(std::uint64_t part) const {
     return config_->seed ? std::optional(splitmix64(splitmix64(*config_->seed) + part)) : std::nullopt;
   }
@@ -251,7 +210,7 @@ class LlamaAttention {
   // ---- Checks, before any work ----
 
   /// Projections may have been replaced by layers of other sizes.
-  void check_projections(std::string_view fn) const {
+  [[gnu::cold]] void check_projections(std::string_view fn) const {
     const Index E = config_->hidden_size;
     detail::require(E > 0, fn, "module, expected one with projections, got one moved from");
     const std::array<std::string_view, 4> names{"query", "key", "value", "out_proj"};
@@ -277,7 +236,7 @@ class LlamaAttention {
     cache.check_room(S);
   }
   /// Checks everything but the mask.
-  void check(const View<T, 3>& y, View<const T, 3> x, const KvCache<T>* cache) const {
+  [[gnu::cold]] void check(const View<T, 3>& y, View<const T, 3> x, const KvCache<T>* cache) const {
     check_projections(in_forward);
     detail::require(x.dimension(2) == config_->hidden_size, in_forward, "input [B,S,E], expected a last dimension of ",
                     config_->hidden_size, ", got ", detail::as_shape(x.shape()));

@@ -50,6 +50,10 @@ concept PredicateFunction = !Mask<F> && requires(const F& function, Position at)
   { function(at) } -> std::same_as<bool>;
 };
 
+/// A tensor whose elements T can be added to scores. Booleans cannot: it is KeepMask that takes them.
+template <class X, class T>
+concept TensorToAdd = TensorOfElement<X, T> && !std::same_as<T, bool>;
+
 }  // namespace detail
 
 /// Keeps everything.
@@ -163,10 +167,8 @@ class KeepMask {
 /// such as -1e9 is an ordinary number.
 template <class T>
 class AdditiveMask {
-  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
-
  public:
-  template <detail::TensorOfElement<T> X>
+  template <detail::TensorToAdd<T> X>
   explicit AdditiveMask(const X& bias) : bias_(bias) {}
 
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias

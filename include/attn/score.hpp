@@ -156,10 +156,8 @@ class Alibi {
 /// Views the tensor. It differs from AdditiveMask in the order: score functions written after it see the sum.
 template <class T>
 class ScoreBias {
-  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
-
  public:
-  template <detail::TensorOfElement<T> X>
+  template <detail::TensorToAdd<T> X>
   explicit ScoreBias(const X& bias) : bias_(bias) {}
 
   template <class A>
