@@ -35,7 +35,7 @@ struct NoScore {
 
 namespace detail {
 
-/// tanh, at most 3 ULP off. Up to 0.625 an odd polynomial (Cephes), beyond 1 - 2 / (e^2|x| + 1); NaN stays NaN.
+/// tanh, at most 3 ULP off. Up to 0.625 an odd polynomial (Cephes), above it 1 - 2 / (e^2|x| + 1); NaN stays NaN.
 /// Both are computed and chosen by bits, without a branch or a call, so that compilers vectorise loops over it: g++ 12 -O2
 /// does not where a ?: is on floats. std::tanh took 5 times as long.
 inline float tanh(float x) {
@@ -61,9 +61,9 @@ inline float tanh(float x) {
   const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
   // From 0.625 to infinity. NaN takes the polynomial, which is NaN.
   const std::uint32_t from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
-  const std::uint32_t far = magnitude - from <= infinity - from ? ~std::uint32_t{0} : 0;
+  const std::uint32_t beyond = magnitude - from <= infinity - from ? ~std::uint32_t{0} : 0;
   const std::uint32_t sign = bits_of(x) & 0x80000000U;
-  return __builtin_bit_cast(float, (far & (bits_of(by_exponential) | sign)) | (~far & bits_of(by_polynomial)));
+  return __builtin_bit_cast(float, (beyond & (bits_of(by_exponential) | sign)) | (~beyond & bits_of(by_polynomial)));
 }
 inline double tanh(double x) { return std::tanh(x); }
 
@@ -107,7 +107,7 @@ concept ScoreArgument = detail::explain_score<F, A>();
 template <class F>
 concept ScoreLink = ScoreFunction<F, double> || detail::explain_score<F, float>();
 
-/// cap * tanh(score / cap): keeps scores within (-cap, cap), as in Gemma 2 (cap 50).
+/// cap * tanh(score / cap), which keeps scores within (-cap, cap), as in Gemma 2 (cap 50).
 /// Errors: a cap that is not a positive number.
 class SoftCap {
  public:
@@ -181,7 +181,7 @@ class ScoreBias {
 template <detail::TensorLike X>
 ScoreBias(const X&) -> ScoreBias<detail::Element<X>>;
 
-/// Score functions one after the other, in the order written: `Chain{SoftCap{50.F}, Alibi{8}, my_function}`.
+/// Several score functions applied in the order written: `Chain{SoftCap{50.F}, Alibi{8}, my_function}`.
 template <ScoreLink... Functions>
 class Chain {
  public:

@@ -5,12 +5,11 @@
 
 using attn::Position;
 
-[[maybe_unused]] const attn::LlamaAttention<float> module(16, 2);
-[[maybe_unused]] const attn::Tensor<float, 3> x(1, 4, 16);
-[[maybe_unused]] const attn::Tensor<float, 4> q(1, 2, 4, 8);
-[[maybe_unused]] const attn::Tensor<bool, 2> booleans(4, 4);
-
 int main() {
+  [[maybe_unused]] const attn::LlamaAttention<float> module(16, 2);
+  [[maybe_unused]] const attn::Tensor<float, 3> x(1, 4, 16);
+  [[maybe_unused]] const attn::Tensor<float, 4> q(1, 2, 4, 8);
+  [[maybe_unused]] const attn::Tensor<bool, 2> booleans(4, 4);
 #if defined(MASK_OF_AN_INT)
   (void)module.forward(x, [](int key) { return key < 2; });
 #elif defined(MASK_RETURNS_INT)
