@@ -1,4 +1,4 @@
-// Floor 1. How rotary positions are configured: layouts, scalings, and the frequencies that follow from them.
+// Floor 4. How rotary positions are configured: layouts, scalings, and the frequencies that follow from them.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,10 @@
 
 #include "error.hpp"
 #include "math.hpp"
+#include "tensor.hpp"
 
 namespace attn {
+inline namespace ATTN_EIGEN_ABI {
 
 /// Which two elements of a head are rotated together.
 enum class RotaryLayout : std::uint8_t {
@@ -78,9 +80,11 @@ struct RotaryConfig {
   std::optional<Index> length = {};
 };
 
+}  // namespace ATTN_EIGEN_ABI
 }  // namespace attn
 
 namespace attn::detail {
+inline namespace ATTN_EIGEN_ABI {
 
 /// The last position that rotary takes: up to 2^53 a double tells all integers apart.
 inline constexpr Index most_positions =
@@ -231,4 +235,5 @@ class RotaryFrequencies {
   Index same_up_to_ = std::numeric_limits<Index>::max();
 };
 
+}  // namespace ATTN_EIGEN_ABI
 }  // namespace attn::detail
