@@ -28,7 +28,7 @@ void expect_pair_equals_singles(const RotaryConfig& config) {
   const std::array<Index, 2> start{0, 40}, lengths{9, 61};
   rotary.apply(q_alone, start, lengths);
   rotary.apply(k_alone, start, lengths);
-  rotary.apply(View<T, 4>(q), View<T, 4>(k), start, lengths);
+  rotary.apply(q, k, start, lengths);
   EXPECT_TRUE(same_bits(q, q_alone));
   EXPECT_TRUE(same_bits(k, k_alone));
 }

@@ -16,6 +16,7 @@
 #include "rotary_scaling.hpp"
 #include "scratch.hpp"
 #include "tensor.hpp"
+#include "tensor_argument.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
@@ -61,9 +62,9 @@ class Rotary {
   void apply(View<T, 4> x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
     rotate<T, 1>({x}, {detail::layout_of("view", x)}, start, lengths);
   }
-  template <TensorOf<4> X>
+  template <detail::TensorArgument<4> X>
   void apply(X& x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    apply(View<detail::Element<X>, 4>(x), start, lengths);
+    if constexpr (TensorOf<X, 4>) apply(View<detail::Element<X>, 4>(x), start, lengths);
   }
 
   /// Rotates queries [B,H,S,D] and keys [B,G,S,D] of the same tokens in place, computing each angle once.
@@ -71,6 +72,10 @@ class Rotary {
   template <Scalar T>
   void apply(View<T, 4> q, View<T, 4> k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
     rotate<T, 2>({q, k}, {detail::layout_of("queries", q), detail::layout_of("keys", k)}, start, lengths);
+  }
+  template <TensorOf<4> Q, TensorOf<4> K>
+  void apply(Q& q, K& k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
+    apply(View<detail::Element<Q>, 4>(q), View<detail::Element<Q>, 4>(k), start, lengths);
   }
 
  private:

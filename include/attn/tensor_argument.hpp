@@ -26,18 +26,21 @@ using ScalarOf = typename ScalarOfArgument<std::remove_cvref_t<X>>::type;
 /// Otherwise true, also after the sentence: a concept that failed as well would add the compiler's own list of reasons.
 template <class X, int Rank, class T>
 constexpr bool explain_tensor() {
+  static_assert(Rank == 3 || Rank == 4, "attn: a sentence for each rank");
   if constexpr (!TensorLike<X>) {
     static_assert(TensorLike<X>,
-                  "attn: not a tensor; expected a row-major Eigen::Tensor or TensorMap, or an attn::View");
+                  "attn: not a tensor, expected a row-major Eigen::Tensor or TensorMap, or an attn::View");
   } else if constexpr (int{X::NumDimensions} != Rank) {
-    constexpr int given = int{X::NumDimensions}, expected = Rank;
-    static_assert(given == expected,
-                  "attn: a tensor of the wrong rank; the comparison is of its rank and the expected one");
+    static_assert(Rank != 3, "attn: a tensor of the wrong rank, expected one of rank 3");
+    static_assert(Rank != 4, "attn: a tensor of the wrong rank, expected one of rank 4");
   } else if constexpr (!Scalar<Element<X>>) {
-    static_assert(Scalar<Element<X>>, "attn: elements are float, double, Eigen::half or Eigen::bfloat16");
-  } else if constexpr (!std::is_void_v<T> && !std::same_as<Element<X>, T>) {
-    static_assert(std::same_as<Element<X>, T>,
-                  "attn: a tensor of the wrong element type; the comparison is of its type and the expected one");
+    static_assert(Scalar<Element<X>>,
+                  "attn: elements of an unknown type, expected float, double, Eigen::half or Eigen::bfloat16");
+  } else if constexpr (Scalar<T> && !std::same_as<Element<X>, T>) {
+    static_assert(!std::same_as<T, float>, "attn: elements of the wrong type, expected float");
+    static_assert(!std::same_as<T, double>, "attn: elements of the wrong type, expected double");
+    static_assert(!std::same_as<T, Eigen::half>, "attn: elements of the wrong type, expected Eigen::half");
+    static_assert(!std::same_as<T, Eigen::bfloat16>, "attn: elements of the wrong type, expected Eigen::bfloat16");
   } else if constexpr (!is_row_major<X>) {
     static_assert(is_row_major<X>, "attn: row-major tensors only, Eigen::Tensor<T, Rank, Eigen::RowMajor>");
   }

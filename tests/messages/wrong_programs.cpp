@@ -43,6 +43,10 @@ int main() {
   (void)attn::scaled_dot_product_attention(1.F, q, q);
 #elif defined(KEYS_ARE_OF_ANOTHER_TYPE)
   (void)attn::scaled_dot_product_attention(q, attn::Tensor<double, 4>(1, 2, 4, 8), q);
+#elif defined(ROTATED_TENSOR_IS_OF_RANK_3)
+  attn::Tensor<float, 3> heads(2, 4, 8);
+  const attn::Index start[] = {0};
+  attn::Rotary(8).apply(heads, start);
 #elif defined(OUTPUT_IS_OF_RANK_3)
   attn::Tensor<float, 3> y(1, 4, 16);
   attn::scaled_dot_product_attention_into(y, q, q, q);
