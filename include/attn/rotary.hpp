@@ -134,10 +134,13 @@ class Rotary {
     constexpr Index angle_work = 20;  // multiplications that a cosine and a sine take, about
     const double work = static_cast<double>(B * S * 2 * pairs()) * static_cast<double>(heads + angle_work);
     const double factor = attention_factor();
-    const Index scratch = 2 * pairs() * Index{sizeof(float)};
-    detail::run_tasks(B * S, work, scratch, [&](Index task, std::byte* memory) {
+    const auto take_table = [&](detail::Scratch scratch) {
+      float* const table = scratch.take<float>(2 * pairs());
+      return std::pair(table, scratch.size());
+    };
+    detail::run_tasks(B * S, work, take_table({}).second, [&](Index task, std::byte* memory) {
       const Index b = task / S, s = task % S;
-      float* const cosine = reinterpret_cast<float*>(memory);
+      float* const cosine = take_table(detail::Scratch(memory)).first;
       float* const sine = cosine + pairs();
       const double* const of_sequence = frequency + (same ? 0 : b * pairs());
       for (Index i = 0; i < pairs(); ++i) {
