@@ -120,7 +120,7 @@ concept MakesScoreBias = requires(const X& x) {
 // into. Here: it is no mask, joins none, and makes none but a KeepMask; and only bool makes that.
 TEST(Conventions, boolean_mask_is_never_a_bare_tensor) {
   using Bools = Tensor<bool, 4>;
-  static_assert(!attn::Mask<Bools> && !attn::PredicateFunction<Bools>);
+  static_assert(!attn::Mask<Bools> && !attn::detail::PredicateFunction<Bools>);
   static_assert(!Joins<Causal, Bools> && !Joins<Bools, Causal> && Joins<Causal, KeepMask>);
   static_assert(MakesKeepMask<Bools> && !MakesKeepMask<Tensor<float, 4>> && !MakesKeepMask<Tensor<int, 4>>);
   static_assert(MakesAdditiveMask<Tensor<float, 4>> && MakesScoreBias<Tensor<float, 4>>);

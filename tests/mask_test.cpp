@@ -134,7 +134,7 @@ TEST(Mask, additive_masks_joined_add_their_biases) {
   EXPECT_EQ((AdditiveMask(a) & AdditiveMask(b)).bias(at(0, 0, 1)), 22.F);
   EXPECT_EQ((AdditiveMask(a) & Causal{}).bias(at(0, 0, 1)), 2.F);
   EXPECT_EQ((Causal{} & AdditiveMask(b)).bias(at(0, 0, 1)), 20.F);
-  static_assert(!attn::HasBias<decltype(Causal{} & SlidingWindow(2))>);
+  static_assert(!attn::detail::HasBias<decltype(Causal{} & SlidingWindow(2))>);
 }
 
 TEST(Mask, half_biases_joined_are_added_in_float) {  // in half, these two finite numbers would make -inf

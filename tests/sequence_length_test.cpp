@@ -22,7 +22,7 @@ Index plain_length(const M& mask, Index batch, Index heads) {
         const Position at{static_cast<std::int32_t>(batch), static_cast<std::int32_t>(h), static_cast<std::int32_t>(s),
                           static_cast<std::int32_t>(s), static_cast<std::int32_t>(t)};
         bool seen = mask.keep(at);
-        if constexpr (attn::HasBias<M>) seen = seen && static_cast<double>(mask.bias(at)) != -infinity;
+        if constexpr (attn::detail::HasBias<M>) seen = seen && static_cast<double>(mask.bias(at)) != -infinity;
         if (seen) first = std::min(first, t), last = std::max(last, t);
       }
   return std::max<Index>(last - first + 1, 0);

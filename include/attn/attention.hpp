@@ -19,6 +19,7 @@
 #include "philox.hpp"
 #include "score.hpp"
 #include "tensor.hpp"
+#include "tensor_argument.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
@@ -63,6 +64,13 @@ namespace attn::detail {
 struct AttentionSizes {
   Index B, H, G, S, T, D, Dv;
 };
+
+/// The most queries, keys and heads of a call, so that differences of positions fit 32 bits as well.
+inline constexpr Index most_indices = Index{1} << 30;
+[[nodiscard]] inline bool fits_positions(const AttentionSizes& n) {
+  return n.S <= most_indices && n.T <= most_indices && n.B <= most_indices && n.H <= most_indices &&
+         (n.H == 0 || n.B <= most_indices / n.H);
+}
 
 /// Whether a view is as it was made, without memory: the result was not asked for.
 template <class T, int Rank>
@@ -114,9 +122,9 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
   require(n.H == 0 || (n.G > 0 && n.H % n.G == 0), fn, "query heads, expected a multiple of ", n.G,
           " key/value heads, got q ", as_shape(q.shape()));
   require(n.D >= 1, fn, "head size, expected at least 1, got q ", as_shape(q.shape()));
-  constexpr Index limit = Index{1} << 30;  // so that differences of positions fit 32 bits as well
-  require(n.S <= limit && n.T <= limit && n.B <= limit && n.H <= limit && (n.H == 0 || n.B <= limit / n.H), fn,
-          "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ", as_shape(k.shape()));
+  constexpr Index limit = most_indices;
+  require(fits_positions(n), fn, "expected at most 2^30 queries, keys and heads, got q ", as_shape(q.shape()), ", k ",
+          as_shape(k.shape()));
   require(n.D <= limit && n.Dv <= limit, fn, "head sizes, expected at most 2^30, got q ", as_shape(q.shape()), ", v ",
           as_shape(v.shape()));
   require((q.stride(3) == 1 || n.D == 1) && (k.stride(3) == 1 || n.D == 1) && (v.stride(3) == 1 || n.Dv <= 1), fn,
@@ -193,18 +201,37 @@ void run_attention(const kernel::AttentionProblem<Q, KV>& problem, const kernel:
   for (Index row = 0; row < problem.B * problem.H * problem.S; ++row) tasks.join(row, Scratch(scratch));
 }
 
-template <Scalar X, Mask M, class F>
-void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
-               const M& mask, const F& score, const AttentionOptions& options) {
-  const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
-  if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
-  const Isa isa = active_isa();
+/// What an attention is written into: AttentionOutputs or a tensor.
+template <class X, class T>
+constexpr bool explain_output() {
+  if constexpr (std::same_as<X, AttentionOutputs<T>>)
+    return true;
+  else
+    return explain_tensor<X, 4, T>();
+}
+template <class X, class T>
+concept OutputArgument = explain_output<std::remove_cvref_t<X>, T>();
+
+/// Attention whose arguments have been checked, under a mask and a score function bound to an instruction set.
+template <Scalar X>
+void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k,
+                 View<const X, 4> v, Isa isa, const kernel::Rules<Accumulator<X>>& rules,
+                 const AttentionOptions& options) {
   using Stored = kernel::Stored<X>;
+  if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
   run_attention(attention_problem(n, q, k, v, options, out),
                 {.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
                  .queries = kernel::codec_of<Stored>(isa),
                  .keys = kernel::codec_of<Stored>(isa)},
-                kernel::rules_of<Accumulator<X>>(isa, mask, score));
+                rules);
+}
+
+template <Scalar X, Mask M, class F>
+void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k, View<const X, 4> v,
+               const M& mask, const F& score, const AttentionOptions& options) {
+  const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
+  const Isa isa = active_isa();
+  run_checked(n, out, q, k, v, isa, kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
 }
 
 }  // namespace attn::detail
@@ -217,21 +244,25 @@ inline namespace ATTN_EIGEN_ABI {
 /// Else as scaled_dot_product_attention. `options.log_sum_exp` and `options.weights` are not looked at here: what
 /// `out` has room for is written.
 /// Errors: besides, outputs that share memory with each other or with q, k or v, or reach an element twice.
-template <class Out, TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
+template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarOf<Q>> K,
+          detail::TensorArgument<4, detail::ScalarOf<Q>> V, MaskArgument M = NoMask,
+          ScoreArgument<Accumulator<detail::ScalarOf<Q>>> F = NoScore, detail::OutputArgument<detail::ScalarOf<Q>> Out>
 void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = {},
                                        const F& score = {}, const AttentionOptions& options = {}) {
-  using T = detail::Element<Q>;
+  using T = detail::ScalarOf<Q>;
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
+                         values = detail::view_of_argument<T, 4>(v);
   AttentionOutputs<T> outputs;
   if constexpr (std::same_as<std::remove_cvref_t<Out>, AttentionOutputs<T>>) {
     outputs = out;
-  } else {
+  } else if constexpr (std::constructible_from<View<T, 4>, Out&>) {
     outputs.output = View<T, 4>(out);
     detail::require_shape("scaled_dot_product_attention", "output [B,H,S,Dv]", outputs.output,
-                          {q.dimension(0), q.dimension(1), q.dimension(2), v.dimension(3)});
+                          {queries.dimension(0), queries.dimension(1), queries.dimension(2), values.dimension(3)});
   }
   const auto typed_mask = as_mask(mask);
-  const auto& typed_score = detail::as_score(score);
-  detail::attention<T>(outputs, detail::read(q), detail::read(k), detail::read(v), typed_mask, typed_score, options);
+  const auto& typed_score = detail::as_score<Accumulator<T>>(score);
+  detail::attention<T>(outputs, queries, keys, values, typed_mask, typed_score, options);
 }
 
 /// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.
@@ -247,13 +278,17 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
 /// dropout outside [0,1], a scale that is not finite as the type of scores.
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
 /// 2023.
-template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F = NoScore>
-[[nodiscard]] AttentionResult<detail::Element<Q>> scaled_dot_product_attention(const Q& q, const K& k, const V& v,
-                                                                               const M& mask = {}, const F& score = {},
-                                                                               const AttentionOptions& options = {}) {
-  using T = detail::Element<Q>;
-  const Index B = q.dimension(0), H = q.dimension(1), S = q.dimension(2);
-  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, v.dimension(3)}), {}, {}};
+template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarOf<Q>> K,
+          detail::TensorArgument<4, detail::ScalarOf<Q>> V, MaskArgument M = NoMask,
+          ScoreArgument<Accumulator<detail::ScalarOf<Q>>> F = NoScore>
+[[nodiscard]] AttentionResult<detail::ScalarOf<Q>> scaled_dot_product_attention(const Q& q, const K& k, const V& v,
+                                                                                const M& mask = {}, const F& score = {},
+                                                                                const AttentionOptions& options = {}) {
+  using T = detail::ScalarOf<Q>;
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
+                         values = detail::view_of_argument<T, 4>(v);
+  const Index B = queries.dimension(0), H = queries.dimension(1), S = queries.dimension(2);
+  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, values.dimension(3)}), {}, {}};
   AttentionOutputs<T> out;
   out.output = View<T, 4>(result.output);
   if (options.log_sum_exp) {
@@ -261,10 +296,10 @@ template <TensorOf<4> Q, TensorOf<4> K, TensorOf<4> V, class M = NoMask, class F
     out.log_sum_exp = View<Accumulator<T>, 3>(result.log_sum_exp);
   }
   if (options.weights) {
-    result.weights = detail::make_tensor<T, 4>({B, H, S, k.dimension(2)});
+    result.weights = detail::make_tensor<T, 4>({B, H, S, keys.dimension(2)});
     out.weights = View<T, 4>(result.weights);
   }
-  scaled_dot_product_attention_into(out, q, k, v, mask, score, options);
+  scaled_dot_product_attention_into(out, queries, keys, values, mask, score, options);
   return result;
 }
 

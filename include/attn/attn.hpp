@@ -26,15 +26,19 @@
 #include "kernel/isa/targets.hpp"
 
 #include "tensor.hpp"
+#include "tensor_argument.hpp"
 
 #include "softmax.hpp"
 #include "dropout.hpp"
 #include "rms_norm.hpp"
 #include "packed_matrix.hpp"
 #include "linear.hpp"
+#include "rotary_scaling.hpp"
 #include "rotary.hpp"
+#include "rotary_layout.hpp"
 #include "kv_cache.hpp"
 #include "attention.hpp"
 #include "reference.hpp"
 
+#include "llama_attention_config.hpp"
 #include "llama_attention.hpp"

@@ -1,9 +1,11 @@
-// Floor 5. The document's module: projections, heads, attention, output projection, dropout.
+// Floor 5. Multi-head self-attention as a module: projections, heads, attention, output projection, dropout.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -13,65 +15,42 @@
 #include "dropout.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
+#include "llama_attention_config.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
 #include "rotary.hpp"
+#include "scratch.hpp"
 #include "sequence_length.hpp"
+#include "tensor_argument.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 
-/// What a LlamaAttention is made of. The defaults are the document's module.
-struct LlamaAttentionConfig {
-  Index hidden_size = 0;                    ///< E
-  Index num_attention_heads = 0;            ///< H
-  Index num_key_value_heads = 0;            ///< G; 0: H, multi-head; 1: multi-query; between: grouped-query
-  Index head_dim = 0;                       ///< D; 0: E / H, which must then divide
-  bool bias = true;                         ///< biases of the four projections
-  double attention_dropout = 0.1;           ///< of the attention weights
-  double projection_dropout = 0.1;          ///< of the output
-  std::optional<RotaryConfig> rotary = {};  ///< turn queries and keys by position
-  std::optional<Index> window = {};         ///< a query sees this many keys, itself included, in every call
-  /// Of initial weights and dropout; where not set, each module has one of its own, as in PyTorch.
-  std::optional<std::uint64_t> seed = {};
-};
-
-/// A cache, or none: what `forward` takes as its last argument.
-template <Scalar T>
-class CacheRef {
- public:
-  CacheRef() = default;
-  CacheRef(KvCache<T>& cache) : cache_(&cache) {}  // NOLINT: caches and pointers convert
-  CacheRef(KvCache<T>* cache) : cache_(cache) {}   // NOLINT
-  [[nodiscard]] KvCache<T>* get() const { return cache_; }
-
- private:
-  KvCache<T>* cache_ = nullptr;
-};
-
-/// Output and attention weights, where both were asked for.
+/// What LlamaAttention::forward_with_weights returns.
 template <Scalar T>
 struct LlamaAttentionResult {
   Tensor<T, 3> output;   ///< [B,S,E]
   Tensor<T, 4> weights;  ///< [B,H,S,T], after dropout
 };
 
-/// Multi-head self-attention as the document describes it: y = dropout(out_proj(merge(dropout(softmax(q kT / sqrt(D) +
-/// mask)) v))) with q, k, v the heads of query(x), key(x), value(x).
+/// Multi-head self-attention: y = dropout(out_proj(merge(dropout(softmax(q kT / sqrt(D) + mask)) v))), where q, k and v
+/// are the heads of query(x), key(x) and value(x).
 ///
-/// Shapes: x [B,S,E] -> y [B,S,E]; T, the number of keys, is S, or with a cache all tokens so far.
-/// mask: an additive tensor of rank 2, 3 or 4 that broadcasts to [B,H,S,T] as in PyTorch, or a typed mask, masks joined
-/// by &, a callable bool(Position).
-/// A new module is in training mode (dropout acts), as in PyTorch. `forward` is const and may be called from several
-/// threads at once; a call that fails changes nothing but, where work had begun, the output. A copy is independent of
-/// the original; what shared parameters within it still does. A copy of a module whose seed was not set drops elements of
-/// its own. A module that was moved from has size 0 and refuses to run.
+/// Shapes: x [B,S,E] -> y [B,S,E]. T, the number of keys, is S; with a cache, all tokens so far.
+/// mask: an additive tensor of rank 1 to 4 that broadcasts to [B,H,S,T] as in PyTorch, a typed mask, masks joined by &,
+/// or a callable bool(Position).
+/// Conventions: a new module is in training mode (dropout acts), as in PyTorch. `forward` is const and may be called
+/// from several threads at once. A call that fails changes nothing, except the output where work had begun.
+/// A copy is independent of the original: projections that share parameters share them in the copy too, but not with the
+/// original. The copy of a module without a seed draws its own dropout. A module that was moved from has size 0 and
+/// refuses to run.
+/// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.2.
 template <Scalar T>
 class LlamaAttention {
  public:
-  /// The document's constructor.
-  /// Errors: as the other.
+  /// Hidden size E, H heads, one probability for both dropouts; all else as LlamaAttentionConfig's defaults.
+  /// Errors: as the other constructor.
   LlamaAttention(Index hidden_size, Index num_attention_heads, double dropout = 0.1)
       : LlamaAttention(LlamaAttentionConfig{.hidden_size = hidden_size,
                                             .num_attention_heads = num_attention_heads,
@@ -81,8 +60,8 @@ class LlamaAttention {
   /// Errors: sizes below 1 or that memory cannot hold, E not divisible by H where head_dim is not given, H not divisible
   /// by G, dropout outside [0,1], an odd head size with rotary, a window below 1.
   [[gnu::cold]] explicit LlamaAttention(const LlamaAttentionConfig& config)
-      : config_(complete(config)),
-        rotary_(make_rotary(*config_)),
+      : config_(detail::complete<T>(config)),
+        rotary_(config_->rotary.make(config_->head_dim)),
         query_(config_->hidden_size, query_size(), config_->bias, part_seed(0)),
         key_(config_->hidden_size, key_size(), config_->bias, part_seed(1)),
         value_(config_->hidden_size, key_size(), config_->bias, part_seed(2)),
@@ -110,12 +89,12 @@ class LlamaAttention {
     return this == &other ? *this : *this = LlamaAttention(other);
   }
   LlamaAttention& operator=(LlamaAttention&&) noexcept = default;
-  ~LlamaAttention() = default;
+  [[gnu::cold]] ~LlamaAttention() = default;
 
-  /// The configuration, defaults filled in but for the seed.
+  /// The configuration with its defaults filled in, except the seed.
   [[nodiscard]] const LlamaAttentionConfig& config() const { return *config_; }
 
-  /// The projections; `attention.value().share(attention.key())` ties two, and the product is then computed once.
+  /// The projections. `attention.value().share(attention.key())` ties two, whose product is then computed once.
   [[nodiscard]] Linear<T>& query() { return query_; }
   [[nodiscard]] Linear<T>& key() { return key_; }
   [[nodiscard]] Linear<T>& value() { return value_; }
@@ -125,11 +104,12 @@ class LlamaAttention {
   [[nodiscard]] const Linear<T>& value() const { return value_; }
   [[nodiscard]] const Linear<T>& out_proj() const { return out_proj_; }
 
-  /// Holds the other's parameters from now on: a change in one shows in both. Errors: sizes that differ.
+  /// Replaces the parameters by those of the other module: from then on a change in one shows in both.
+  /// Errors: sizes that differ.
   void share(const LlamaAttention& other) {
     constexpr auto fn = "LlamaAttention::share";
     detail::require(sizes() == other.sizes(), fn,
-                    "modules of unlike make, expected [E,H,G,D,bias] = ", detail::as_shape(sizes()), ", got ",
+                    "modules of different sizes, expected [E,H,G,D,bias] = ", detail::as_shape(sizes()), ", got ",
                     detail::as_shape(other.sizes()));
     check_projections(fn);
     other.check_projections(fn);
@@ -151,31 +131,35 @@ class LlamaAttention {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim);
   }
 
-  /// y [B,S,E] of x [B,S,E].
+  /// Computes y [B,S,E] of x [B,S,E].
   ///
-  /// With a cache, x holds the S tokens that follow those it has, and they are appended. A query sees all that came before
-  /// it and, unless a mask says otherwise, all of x: pass Causal for a decoder.
-  /// With dynamic or longrope rotary scaling and no cache, a sequence ends where the mask lets no query see what follows.
+  /// With a cache, x holds the S tokens that follow those in the cache, and they are appended. A query sees all earlier
+  /// tokens and, unless a mask says otherwise, all of x: pass Causal for a decoder.
+  /// With dynamic or longrope rotary scaling and no cache, the length of a sequence is what the mask lets its queries see.
   /// Errors: another last dimension; a mask that does not broadcast; a projection replaced by one of another size; a cache
-  /// that does not fit, has too little room left, or is too long for a rotary scaling that depends on the length.
-  template <class M = NoMask>
-  [[nodiscard]] Tensor<T, 3> forward(View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
+  /// that does not fit, has too little room left, or is too long for a rotary scaling that depends on the length; more
+  /// than 2^30 tokens.
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
     auto y = detail::make_tensor<T, 3>(x.shape());
     run(y, x, mask, cache.get(), {});
     return y;
   }
 
-  /// The same, written into a tensor [B,S,E] of the caller's that does not overlap x.
+  /// Computes the same into a tensor [B,S,E] of the caller's that does not overlap x.
   /// Errors: besides, another output shape.
-  template <class M = NoMask>
-  void forward_into(View<T, 3> y, View<const T, 3> x, const M& mask = {}, CacheRef<T> cache = {}) const {
-    run(y, x, mask, cache.get(), {});
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  void forward_into(View<T, 3> y, const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
+    run(y, detail::view_of_argument<T, 3>(input), mask, cache.get(), {});
   }
 
-  /// The output and the attention weights [B,H,S,T]. It costs the memory of the weights.
-  template <class M = NoMask>
-  [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(View<const T, 3> x, const M& mask = {},
+  /// Computes the output and the attention weights [B,H,S,T], which take that much memory.
+  /// Errors: besides, weights that memory cannot hold.
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(const X& input, const M& mask = {},
                                                              CacheRef<T> cache = {}) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
     const Index keys = x.dimension(1) + (cache.get() != nullptr ? cache.get()->max_length() : 0);
     const std::array<Index, 4> shape{x.dimension(0), config_->num_attention_heads, x.dimension(1), keys};
     detail::checked_size<T>("LlamaAttention::forward_with_weights", "weights [B,H,S,T]", detail::as_shape(shape));
@@ -184,46 +168,24 @@ class LlamaAttention {
     return result;
   }
 
-  template <class... Args>
-  [[nodiscard]] Tensor<T, 3> operator()(View<const T, 3> x, Args&&... args) const {
-    return forward(x, std::forward<Args>(args)...);
+  template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
+  [[nodiscard]] Tensor<T, 3> operator()(const X& x, const M& mask = {}, CacheRef<T> cache = {}) const {
+    return forward(x, mask, cache);
   }
 
  private:
+  static constexpr auto in_forward = "LlamaAttention::forward";
+
+  /// A mask as the kernels of an instruction set see it. Refers to the mask.
+  struct BoundMask {
+    Isa isa;
+    kernel::Rules<Accumulator<T>> rules;
+  };
+
   std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
 
-  // Checks, and fills in the defaults. One copy: each way to copy or move a configuration is dozens of functions.
-  [[gnu::cold]] static LlamaAttentionConfig complete(const LlamaAttentionConfig& given) {
-    LlamaAttentionConfig c = given;
-    constexpr auto fn = "LlamaAttention";
-    detail::require(c.hidden_size >= 1, fn, "hidden_size, expected at least 1, got ", c.hidden_size);
-    detail::require(c.num_attention_heads >= 1, fn, "num_attention_heads, expected at least 1, got ",
-                    c.num_attention_heads);
-    if (c.num_key_value_heads == 0) c.num_key_value_heads = c.num_attention_heads;
-    detail::require(c.num_key_value_heads >= 1 && c.num_attention_heads % c.num_key_value_heads == 0, fn,
-                    "num_attention_heads, expected a multiple of num_key_value_heads = ", c.num_key_value_heads,
-                    ", got ", c.num_attention_heads);
-    if (c.head_dim == 0) {
-      detail::require(c.hidden_size % c.num_attention_heads == 0, fn,
-                      "hidden_size, expected a multiple of num_attention_heads = ", c.num_attention_heads, ", got ",
-                      c.hidden_size);
-      c.head_dim = c.hidden_size / c.num_attention_heads;
-    }
-    detail::require(c.head_dim >= 1, fn, "head_dim, expected at least 1, got ", c.head_dim);
-    const std::array<Index, 3> sizes{c.num_attention_heads, c.head_dim, c.hidden_size};
-    detail::checked_size<T>(fn, "num_attention_heads, head_dim, hidden_size", detail::as_shape(sizes));
-    for (const double p : {c.attention_dropout, c.projection_dropout})
-      detail::require(detail::is_probability(p), fn, "dropout, expected a probability in [0,1], got ", p);
-    detail::require(!c.window || *c.window >= 1, fn, "window, expected at least 1, got ", c.window.value_or(0));
-    detail::require(!c.rotary || c.head_dim % 2 == 0, fn, "head_dim, expected an even number with rotary, got ",
-                    c.head_dim);
-    return c;
-  }
-  static std::optional<Rotary> make_rotary(const LlamaAttentionConfig& c) {
-    return c.rotary ? std::optional<Rotary>(std::in_place, c.head_dim, *c.rotary) : std::nullopt;
-  }
-  /// Seeds of the parts, all unlike; where none is given, each part draws its own.
+  /// A different seed for each part. Without a seed of the module there is none, and each part draws its own.
   [[nodiscard]] std::optional<std::uint64_t> part_seed(std::uint64_t part) const {
     return config_->seed ? std::optional(splitmix64(splitmix64(*config_->seed) + part)) : std::nullopt;
   }
@@ -234,10 +196,21 @@ class LlamaAttention {
             config_->bias ? 1 : 0};
   }
 
+  [[nodiscard]] detail::AttentionSizes attention_sizes(View<const T, 3> x, const KvCache<T>* cache) const {
+    const Index S = x.dimension(1), D = config_->head_dim;
+    return {.B = x.dimension(0),
+            .H = config_->num_attention_heads,
+            .G = config_->num_key_value_heads,
+            .S = S,
+            .T = S + (cache != nullptr ? cache->max_length() : 0),
+            .D = D,
+            .Dv = D};
+  }
+
   // ---- Checks, before any work ----
 
-  /// The caller may have put other layers in the place of the projections.
-  void check_projections(std::string_view fn) const {
+  /// Projections may have been replaced by layers of other sizes.
+  [[gnu::cold]] void check_projections(std::string_view fn) const {
     const Index E = config_->hidden_size;
     detail::require(E > 0, fn, "module, expected one with projections, got one moved from");
     const std::array<std::string_view, 4> names{"query", "key", "value", "out_proj"};
@@ -262,113 +235,164 @@ class LlamaAttention {
         rotary_ ? rotary_->same_up_to() : 0, ", got ", cache.capacity());
     cache.check_room(S);
   }
-  template <Mask M>
-  void check(const View<T, 3>& y, View<const T, 3> x, const M& mask, const KvCache<T>* cache) const {
-    constexpr auto fn = "LlamaAttention::forward";
-    const Index B = x.dimension(0), S = x.dimension(1), past = cache != nullptr ? cache->max_length() : 0;
-    check_projections(fn);
-    detail::require(x.dimension(2) == config_->hidden_size, fn, "input [B,S,E], expected a last dimension of ",
+  /// Checks everything but the mask.
+  [[gnu::cold]] void check(const View<T, 3>& y, View<const T, 3> x, const KvCache<T>* cache) const {
+    check_projections(in_forward);
+    detail::require(x.dimension(2) == config_->hidden_size, in_forward, "input [B,S,E], expected a last dimension of ",
                     config_->hidden_size, ", got ", detail::as_shape(x.shape()));
-    detail::require_shape(fn, "output [B,S,E]", y, x.shape());
-    const std::array<Index, 3> inner{B, S, query_size()};
-    detail::checked_size<T>(fn, "queries [B,S,H*D]", detail::as_shape(inner));
+    detail::require_shape(in_forward, "output [B,S,E]", y, x.shape());
+    const std::array<Index, 3> inner{x.dimension(0), x.dimension(1), query_size()};
+    detail::checked_size<T>(in_forward, "queries [B,S,H*D]", detail::as_shape(inner));
     const View<T, 3> packed(nullptr, inner);
     query_.check(packed, x);
-    out_proj_.check(y, packed);
-    projection_dropout_.check(y, y);
-    if (cache != nullptr) check_cache(fn, B, S, *cache);
-    if constexpr (HasCheck<M>) mask.check(fn, B, config_->num_attention_heads, S, past + S);
+    out_proj_.check(y, View<const T, 3>(packed));
+    projection_dropout_.check(y, View<const T, 3>(y));
+    if (cache != nullptr) check_cache(in_forward, x.dimension(0), x.dimension(1), *cache);
+    const detail::AttentionSizes sizes = attention_sizes(x, cache);
+    detail::require(detail::fits_positions(sizes) && sizes.D <= detail::most_indices, in_forward,
+                    "expected at most 2^30 queries, keys and heads, got x ", detail::as_shape(x.shape()), ", keys ",
+                    sizes.T);
   }
 
   // ---- Steps ----
 
-  /// Memory of one call: projections [B,S,H*D], [B,S,G*D], and what attention makes of them.
-  struct Call {
-    View<T, 3> q, k, v, context;
-    std::span<Index> start, lengths;  // of each sequence: before the call, and with it
+  /// What the steps of a call hand on to each other: views of memory that a workspace frame holds, or a caller who wants
+  /// to keep it.
+  struct Intermediates {
+    View<T, 3> q;               ///< queries [B,S,H*D]
+    View<T, 3> k;               ///< keys of this call [B,S,G*D]
+    View<T, 3> v;               ///< values of this call [B,S,G*D]
+    View<T, 3> context;         ///< what attention makes of them [B,S,H*D]
+    std::span<Index> start;     ///< position of each sequence's first token
+    std::span<Index> lengths;   ///< length of each sequence, with this call
+    std::span<Index> unpadded;  ///< the same without padding, where rotary asks for it; else empty
+    View<const T, 4> keys;      ///< what queries attend to [B,G,T,D]: k, or the cache that k was appended to
+    View<const T, 4> values;    ///< their values [B,G,T,D]
   };
-  Call begin(const Workspace::Frame& frame, Index B, Index S, const KvCache<T>* cache) const {
-    const auto take = [&](Index size) { return View<T, 3>(frame.take<T>(B * S * size), {B, S, size}); };
-    const auto take_lengths = [&] { return std::span<Index>(frame.take<Index>(B), static_cast<std::size_t>(B)); };
-    Call call{take(query_size()), take(key_size()), {}, take(query_size()), take_lengths(), take_lengths()};
-    call.v = value_.shares_with(key_) && !rotary_ ? call.k : take(key_size());
-    for (Index b = 0; b < B; ++b) {
-      const auto i = static_cast<std::size_t>(b);
-      call.start[i] = cache != nullptr ? cache->length(b) : 0;
-      call.lengths[i] = call.start[i] + S;
+
+  /// Lays intermediates out in memory; without memory, measures how much they take.
+  Intermediates lay_out(detail::Scratch& memory, Index B, Index S) const {
+    const auto tokens = [&](Index size) { return View<T, 3>(memory.take<T>(B * S * size), {B, S, size}); };
+    const auto sequences = [&](Index n) { return std::span(memory.take<Index>(n), static_cast<std::size_t>(n)); };
+    return {.q = tokens(query_size()),
+            .k = tokens(key_size()),
+            .v = tokens(key_size()),
+            .context = tokens(query_size()),
+            .start = sequences(B),
+            .lengths = sequences(B),
+            .unpadded = sequences(rotary_ && S > rotary_->same_up_to() ? B : 0),
+            .keys = {},
+            .values = {}};
+  }
+  Intermediates begin(const Workspace::Frame& frame, Index B, Index S, const KvCache<T>* cache) const {
+    detail::Scratch measured;
+    lay_out(measured, B, S);
+    detail::Scratch memory(frame.take<std::byte>(measured.size()));
+    const Intermediates call = lay_out(memory, B, S);
+    for (std::size_t b = 0; b < call.start.size(); ++b) {
+      call.start[b] = cache != nullptr ? cache->lengths()[b] : 0;
+      call.lengths[b] = call.start[b] + S;
     }
     return call;
   }
 
-  /// Where key and value share parameters, one product serves both.
-  void project(const Call& call, View<const T, 3> x) const {
-    query_.forward_into(call.q, x);
-    key_.forward_into(call.k, x);
+  /// Not inlined: four calls would compile the same checks four times.
+  [[gnu::noinline]] static void multiply(const Linear<T>& layer, const View<T, 3>& y, const View<const T, 3>& x) {
+    layer.forward_into(y, x);
+  }
+
+  /// Computes queries, keys and values. Where keys and values are tied, one product serves both: v is k, or, before k is
+  /// rotated, a copy of it.
+  void project(Intermediates& call, View<const T, 3> x) const {
+    multiply(query_, call.q, x);
+    multiply(key_, call.k, x);
     if (!value_.shares_with(key_)) {
-      value_.forward_into(call.v, x);
-    } else if (call.v.data() != call.k.data()) {
+      multiply(value_, call.v, x);
+    } else if (rotary_) {
       std::copy_n(call.k.data(), call.k.size(), call.v.data());
+    } else {
+      call.v = call.k;
     }
   }
 
-  /// Turns queries and keys, heads split by strides. Only some scalings ask how long each sequence is.
-  template <Mask M>
-  void rotate(const Call& call, const M& mask, const Workspace::Frame& frame) const {
-    const Index B = call.q.dimension(0), S = call.q.dimension(1), H = config_->num_attention_heads;
-    std::span<Index> own;  // lengths without padding; a cache that is long enough for them to matter was refused
-    if (S > rotary_->same_up_to()) {
-      own = {frame.take<Index>(B), static_cast<std::size_t>(B)};
-      for (Index b = 0; b < B; ++b)
-        own[static_cast<std::size_t>(b)] = detail::length_seen<Accumulator<T>>(mask, b, H, S);
-    }
-    rotary_->apply(split_heads(call.q, H), call.start, own);
-    rotary_->apply(split_heads(call.k, config_->num_key_value_heads), call.start, own);
+  /// Rotates queries and keys by position.
+  void rotate(const Intermediates& call) const {
+    if (rotary_ == nullptr) return;
+    const View<T, 4> q = split_heads(call.q, config_->num_attention_heads);
+    const View<T, 4> k = split_heads(call.k, config_->num_key_value_heads);
+    rotary_->apply(q, k, call.start, call.unpadded);
   }
 
-  /// Attention over these keys, or over the cache with them behind its own.
-  template <Mask M>
-  void attend(const Call& call, const M& mask, const DropoutRule& rule, KvCache<T>* cache, View<T, 4> weights) const {
-    const Index S = call.q.dimension(1), H = config_->num_attention_heads, G = config_->num_key_value_heads;
-    View<const T, 4> keys = split_heads(call.k, G), values = split_heads(call.v, G);
-    Padding padding;
-    if (cache != nullptr) {
-      cache->write(keys, values);
-      keys = cache->keys(S), values = cache->values(S);
-      padding = Padding(call.lengths);
-    }
+  /// Writes keys and values behind those in the cache, which does not count them yet: a later step may fail.
+  void append(Intermediates& call, KvCache<T>* cache) const {
+    const Index S = call.k.dimension(1), G = config_->num_key_value_heads;
+    call.keys = split_heads(call.k, G), call.values = split_heads(call.v, G);
+    if (cache == nullptr) return;
+    cache->write(call.keys, call.values);
+    call.keys = cache->keys(S), call.values = cache->values(S);
+  }
+
+  /// Attention of all queries over all keys, under a mask as kernels see it.
+  void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
+              const DropoutRule& dropout, View<T, 4> weights) const {
     AttentionOptions options;
     options.query_start = call.start;
-    if (rule.active()) options.dropout = attention_dropout_.p(), options.seed = rule.seed, options.call = rule.call;
-    const SlidingWindow window = config_->window ? SlidingWindow(*config_->window) : SlidingWindow::unlimited();
-    const AttentionOutputs<T> out{split_heads(call.context, H), {}, weights};
-    scaled_dot_product_attention_into(out, split_heads(call.q, H), keys, values, mask & window & padding, NoScore(),
-                                      options);
+    if (dropout.active())
+      options.dropout = attention_dropout_.p(), options.seed = dropout.seed, options.call = dropout.call;
+    const AttentionOutputs<T> out{split_heads(call.context, sizes.H), {}, weights};
+    detail::run_checked<T>(sizes, out, split_heads(call.q, sizes.H), call.keys, call.values, mask.isa, mask.rules,
+                           options);
   }
 
-  template <class M>
-  void run(const View<T, 3>& y, View<const T, 3> x, const M& mask, KvCache<T>* cache, View<T, 4> weights) const {
-    const auto given = as_mask(mask);
-    check(y, x, given, cache);
-    const Workspace::Frame frame;
-    const Call call = begin(frame, x.dimension(0), x.dimension(1), cache);
-    const DropoutRule rule = attention_dropout_.next_rule();
+  void output(const View<T, 3>& y, const Intermediates& call) const {
+    multiply(out_proj_, y, call.context);
+    projection_dropout_.forward_into(y, View<const T, 3>(y));
+  }
+
+  /// All steps. They are compiled once: only the mask, in three functions for the kernels, depends on its type.
+  void run_steps(const View<T, 3>& y, View<const T, 3> x, Intermediates& call, const BoundMask& mask, KvCache<T>* cache,
+                 View<T, 4> weights) const {
+    const detail::AttentionSizes sizes = attention_sizes(x, cache);
+    const DropoutRule dropout = attention_dropout_.next_rule();
     try {
       project(call, x);
-      if (rotary_) rotate(call, given, frame);
-      attend(call, given, rule, cache, weights);
-      out_proj_.forward_into(y, View<const T, 3>(call.context));
-      projection_dropout_.forward_into(y, View<const T, 3>(y));
+      rotate(call);
+      append(call, cache);
+      attend(call, sizes, mask, dropout, weights);
+      output(y, call);
     } catch (...) {
-      attention_dropout_.give_back(rule);
+      attention_dropout_.give_back(dropout);
       throw;
     }
     if (cache != nullptr) cache->commit(x.dimension(1));  // cannot fail
   }
 
+  /// One call: checks, then steps under the mask, the module's window and the ends of the sequences joined.
+  template <class M>
+  void run(const View<T, 3>& y, View<const T, 3> x, const M& given, KvCache<T>* cache, View<T, 4> weights) const {
+    const auto mask = as_mask(given);
+    check(y, x, cache);
+    const Index B = x.dimension(0), S = x.dimension(1), H = config_->num_attention_heads;
+    if constexpr (detail::HasCheck<decltype(mask)>)
+      mask.check(in_forward, B, H, S, S + (cache != nullptr ? cache->max_length() : 0));
+    const Workspace::Frame frame;
+    Intermediates call = begin(frame, B, S, cache);
+    for (std::size_t b = 0; b < call.unpadded.size(); ++b)
+      call.unpadded[b] = detail::length_seen<Accumulator<T>>(mask, static_cast<Index>(b), H, S);
+    const SlidingWindow window = config_->window ? SlidingWindow(*config_->window) : SlidingWindow::unlimited();
+    const auto joined = mask & window & (cache != nullptr ? Padding(call.lengths) : Padding());
+    const Isa isa = active_isa();
+    run_steps(y, x, call, {isa, kernel::rules_of<Accumulator<T>>(isa, joined, NoScore())}, cache, weights);
+  }
+
   detail::EmptyWhenMoved<LlamaAttentionConfig> config_;
-  std::optional<Rotary> rotary_;
-  Linear<T> query_, key_, value_, out_proj_;
-  Dropout<T> attention_dropout_, projection_dropout_;
+  std::shared_ptr<const Rotary> rotary_;  // null without rotary
+  Linear<T> query_;
+  Linear<T> key_;
+  Linear<T> value_;
+  Linear<T> out_proj_;
+  Dropout<T> attention_dropout_;
+  Dropout<T> projection_dropout_;
 };
 
 }  // namespace ATTN_EIGEN_ABI

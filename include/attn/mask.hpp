@@ -1,13 +1,13 @@
-// Floor 1. Masks: which keys a query may attend. Small value types, no Eigen.
+// Floor 1. Masks: which keys a query may attend to. Small value types, no Eigen.
 //
 // A mask is any type with
-//     bool keep(Position) const;       may this query attend this key?
-//     Coverage cover(Block) const;     what of this block of scores does it keep: nothing, everything, or some?
-// `cover` is what makes a mask fast: blocks it calls empty are never computed nor read, blocks it calls full pay
-// nothing for it. A mask may also have `bias(Position)`, a number added to every score that it keeps, in full blocks too
-// (AdditiveMask has it; -inf there means "never attend"). It may have
-// `check(function, batch, heads, queries, keys)`, which throws where the mask does not fit the call.
-// Masks that refer to data (Padding, KeepMask, AdditiveMask) are views: they hold a pointer to what you keep.
+//     bool keep(Position) const;       may this query attend to this key?
+//     Coverage cover(Block) const;     does it keep nothing of this block of scores, everything, or some of it?
+// `cover` makes a mask fast: a block that it calls empty is neither computed nor read, and a full one costs nothing.
+// A mask may also have `bias(Position)`, a number added to every score that it keeps, in full blocks too (AdditiveMask
+// has it; -inf there means "never attend"), and `check(function, batch, heads, queries, keys)`, which throws where the
+// mask does not fit the call.
+// Masks that refer to data (Padding, KeepMask, AdditiveMask) are views: the caller keeps the data.
 #pragma once
 
 #include <algorithm>
@@ -31,15 +31,30 @@ concept Mask = requires(const M& mask, Position at, Block block) {
   { mask.cover(block) } -> std::same_as<Coverage>;
 };
 
+namespace detail {
+
 template <class M>
 concept HasBias = requires(const M& mask, Position at) {
   mask.bias(at);
 };
 
+/// A mask or a score function that checks whether it fits a call.
 template <class M>
 concept HasCheck = requires(const M& mask) {
   mask.check("", Index{}, Index{}, Index{}, Index{});
 };
+
+/// A callable bool(Position).
+template <class F>
+concept PredicateFunction = !Mask<F> && requires(const F& function, Position at) {
+  { function(at) } -> std::same_as<bool>;
+};
+
+/// A tensor whose elements T can be added to scores. Booleans cannot: it is KeepMask that takes them.
+template <class X, class T>
+concept TensorToAdd = TensorOfElement<X, T> && !std::same_as<T, bool>;
+
+}  // namespace detail
 
 /// Keeps everything.
 struct NoMask {
@@ -53,7 +68,7 @@ enum class Align : std::uint8_t {
   top_left,     ///< the first query sees the first key alone
 };
 
-/// A query sees itself and what stands before it.
+/// A query sees itself and the keys before it.
 struct Causal {
   Align align = Align::lower_right;
 
@@ -69,7 +84,7 @@ struct Causal {
   }
 };
 
-/// A query sees exactly `width` keys, itself included and last; `ahead` more may follow it.
+/// A query sees exactly `width` keys, of which it is the last, and `ahead` more after it.
 /// Errors: width < 1 or ahead < 0.
 class SlidingWindow {
  public:
@@ -95,14 +110,16 @@ class SlidingWindow {
   }
 
  private:
-  static constexpr std::int64_t clamp(Index keys) {  // 2^32 is further than any two 32-bit positions lie apart
-    return std::clamp<std::int64_t>(keys, -1, std::int64_t{1} << 32);
-  }
-  std::int64_t behind_, ahead_;
+  /// At most 2^32, which is further than any two 32-bit positions are apart.
+  static constexpr std::int64_t clamp(Index keys) { return std::clamp<std::int64_t>(keys, -1, std::int64_t{1} << 32); }
+
+  std::int64_t behind_;  // keys before the query
+  std::int64_t ahead_;   // keys after it
 };
 
-/// Keys from `lengths[b]` on are padding in batch entry b: they are never read. Views the lengths; without any, nothing
-/// is padding. Errors (at the call): as many lengths as batch entries, each from 0 to the number of keys.
+/// Keys from `lengths[b]` on are padding in batch entry b and are never read. Views the lengths; without lengths there is
+/// no padding.
+/// Errors (at the call): another number of lengths than batch entries, a length that is not from 0 to the number of keys.
 class Padding {
  public:
   constexpr Padding() = default;
@@ -150,10 +167,8 @@ class KeepMask {
 /// such as -1e9 is an ordinary number.
 template <class T>
 class AdditiveMask {
-  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
-
  public:
-  template <detail::TensorOfElement<T> X>
+  template <detail::TensorToAdd<T> X>
   explicit AdditiveMask(const X& bias) : bias_(bias) {}
 
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias
@@ -170,8 +185,8 @@ class AdditiveMask {
 template <detail::TensorLike X>
 AdditiveMask(const X&) -> AdditiveMask<detail::Element<X>>;
 
-/// A callable `bool(Position)` as a mask. It says nothing of whole blocks, so every score is computed and asked for.
-template <class F>
+/// A callable bool(Position) as a mask. It says nothing about blocks, so every score is computed and asked about.
+template <detail::PredicateFunction F>
 struct Predicate {
   F function;
 
@@ -182,12 +197,8 @@ struct Predicate {
 template <class F>
 Predicate(F) -> Predicate<F>;
 
-template <class F>
-concept PredicateFunction = !Mask<F> && requires(const F& function, Position at) {
-  { function(at) } -> std::same_as<bool>;
-};
-
-/// Both masks: keeps what both keep, adds what either adds.
+/// Two masks joined: keeps what both keep, adds what either adds.
+/// It and Predicate stand in attn, not in detail, so that argument-dependent lookup finds operator& for them.
 template <Mask A, Mask B>
 struct And {
   A a;
@@ -201,10 +212,10 @@ struct And {
     if (of_b == Coverage::empty) return Coverage::empty;
     return of_a == Coverage::full && of_b == Coverage::full ? Coverage::full : Coverage::mixed;
   }
-  [[nodiscard]] constexpr auto bias(Position at) const requires HasBias<A> || HasBias<B> {
-    if constexpr (!HasBias<B>) {
+  [[nodiscard]] constexpr auto bias(Position at) const requires detail::HasBias<A> || detail::HasBias<B> {
+    if constexpr (!detail::HasBias<B>) {
       return a.bias(at);
-    } else if constexpr (!HasBias<A>) {
+    } else if constexpr (!detail::HasBias<A>) {
       return b.bias(at);
     } else {
       using Sum = std::conditional_t<std::is_same_v<decltype(a.bias(at)), double>, double, float>;
@@ -212,41 +223,74 @@ struct And {
     }
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
-    if constexpr (HasCheck<A>) a.check(function, batch, heads, queries, keys);
-    if constexpr (HasCheck<B>) b.check(function, batch, heads, queries, keys);
+    if constexpr (detail::HasCheck<A>) a.check(function, batch, heads, queries, keys);
+    if constexpr (detail::HasCheck<B>) b.check(function, batch, heads, queries, keys);
   }
 };
 
-/// What the caller wrote, as a mask: a mask is itself, a callable becomes a Predicate, a tensor an AdditiveMask.
+namespace detail {
+
 template <class M>
-[[nodiscard]] constexpr auto as_mask(const M& mask) {
-  if constexpr (Mask<M>) {
-    return mask;
-  } else if constexpr (PredicateFunction<M>) {
-    return Predicate<std::decay_t<M>>{mask};  // a plain function becomes a pointer to it
-  } else if constexpr (detail::TensorLike<M>) {
-    static_assert(!std::same_as<detail::Element<M>, bool>,
+inline constexpr bool is_boolean_tensor = false;
+template <TensorOfElement<bool> M>
+inline constexpr bool is_boolean_tensor<M> = true;
+
+/// Stops the compilation with a sentence unless M can be a mask. Otherwise true, also after the sentence: a concept that
+/// failed as well would add the compiler's own list of reasons.
+template <class M>
+constexpr bool explain_mask() {
+  constexpr bool is_mask = Mask<M> || PredicateFunction<M> || (TensorLike<M> && !is_boolean_tensor<M>);
+  if constexpr (is_boolean_tensor<M>) {
+    static_assert(is_mask,
                   "attn: libraries disagree on what true means in a boolean mask: write attn::KeepMask(tensor) "
                   "(true = keep)");
-    return AdditiveMask(mask);
+  } else if constexpr (std::invocable<const M&, Position>) {
+    static_assert(is_mask, "attn: a function used as a mask returns bool, whether the query may attend to the key");
+  } else if constexpr (std::invocable<const M&, float, Position>) {
+    static_assert(is_mask, "attn: a score function in place of a mask; it comes after the mask: attn::NoMask{}, score");
   } else {
-    static_assert(Mask<M>,
+    static_assert(is_mask,
                   "attn: not a mask. A mask has bool keep(Position) and Coverage cover(Block), or is a callable "
                   "bool(Position), or a tensor that is added to the scores. A score function comes after the mask; so "
                   "does a cache: forward(x, attn::Causal{}, cache)");
-    return NoMask{};
+  }
+  return true;
+}
+
+}  // namespace detail
+
+/// What functions take as a mask: a mask, a callable bool(Position), or a tensor that is added to the scores.
+template <class M>
+concept MaskArgument = detail::explain_mask<M>();
+
+/// What the caller wrote, as a mask: a mask is itself, a callable becomes a Predicate, a tensor an AdditiveMask.
+template <MaskArgument M>
+[[nodiscard]] constexpr auto as_mask(const M& mask) {
+  if constexpr (Mask<M>) {
+    return mask;
+  } else if constexpr (detail::PredicateFunction<M>) {
+    return Predicate<std::decay_t<M>>{mask};  // a plain function becomes a pointer to it
+  } else if constexpr (detail::TensorLike<M> && !detail::is_boolean_tensor<M>) {
+    return AdditiveMask(mask);
+  } else {
+    return NoMask{};  // it was refused
   }
 }
 
+namespace detail {
+template <class A, class B>
+concept CanBeJoined = (Mask<A> && (Mask<B> || PredicateFunction<B>)) || (PredicateFunction<A> && Mask<B>);
+}  // namespace detail
+
 /// Joins masks; a callable may stand on either side.
 template <class A, class B>
-requires(Mask<A> && (Mask<B> || PredicateFunction<B>)) ||
-    (PredicateFunction<A> && Mask<B>) [[nodiscard]] constexpr auto operator&(const A& a, const B& b) {
+requires detail::CanBeJoined<A, B>
+[[nodiscard]] constexpr auto operator&(const A& a, const B& b) {
   return And<decltype(as_mask(a)), decltype(as_mask(b))>{as_mask(a), as_mask(b)};
 }
 
-/// All of these masks: as a & b & c, also for masks and callables that are all of the user's own.
-template <class First, class... Rest>
+/// Joins all of these masks as a & b & c does, also where all of them are of the user's own types.
+template <MaskArgument First, MaskArgument... Rest>
 [[nodiscard]] constexpr auto all_of(const First& first, const Rest&... rest) {
   if constexpr (sizeof...(Rest) == 0) {
     return as_mask(first);

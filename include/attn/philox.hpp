@@ -7,7 +7,7 @@
 
 namespace attn {
 
-/// A number whose bits look random, another one for each x.
+/// Maps each x to a different number whose bits look random.
 /// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 [[nodiscard]] constexpr std::uint64_t splitmix64(std::uint64_t x) {
   x += 0x9E3779B97F4A7C15U;
@@ -16,11 +16,13 @@ namespace attn {
   return x ^ x >> 31;
 }
 
-/// A seed that no other call in this process gets. The n-th one is the same in every run of a program.
+/// Returns a seed that no other call in this process gets. The n-th seed is the same in every run of a program.
 [[nodiscard]] inline std::uint64_t fresh_seed() noexcept {
   static std::atomic<std::uint64_t> drawn{0};
   return splitmix64(drawn.fetch_add(1, std::memory_order_relaxed));
 }
+
+namespace detail {
 
 /// One of Philox's ten rounds.
 constexpr void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,
@@ -36,16 +38,18 @@ constexpr void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t&
   return {key[0] + 0x9E3779B9U, key[1] + 0xBB67AE85U};
 }
 
+}  // namespace detail
+
 /// Four random words for a counter and a key. Passes the known-answer tests of the Random123 distribution.
 /// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 [[nodiscard]] constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
                                                                 std::array<std::uint32_t, 2> key) {
-  for (int round = 0; round < 10; ++round, key = philox_next(key))
-    philox_round(counter[0], counter[1], counter[2], counter[3], key);
+  for (int round = 0; round < 10; ++round, key = detail::philox_next(key))
+    detail::philox_round(counter[0], counter[1], counter[2], counter[3], key);
   return counter;
 }
 
-/// A seed as Philox's key.
+/// The key of a seed.
 [[nodiscard]] constexpr std::array<std::uint32_t, 2> philox_key(std::uint64_t seed) {
   return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
 }
@@ -53,13 +57,13 @@ constexpr void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t&
 /// Which elements inverted dropout keeps, and by what it multiplies them: a pure function of seed, call and position,
 /// so it does not depend on tiling, thread count or instruction set.
 struct DropoutRule {
-  std::uint64_t seed = 0;
-  std::uint32_t call = 0;
-  std::uint64_t threshold = 0;  ///< p * 2^32: an element is dropped when its random word is below
+  std::uint64_t seed = 0;       ///< of the random numbers
+  std::uint32_t call = 0;       ///< which use of the seed this is
+  std::uint64_t threshold = 0;  ///< p * 2^32: an element is dropped where its random word is below
   double scale = 1.0;           ///< 1 / (the probability that the threshold keeps), or 0 where it keeps nothing
 
   DropoutRule() = default;
-  /// p in [0,1], checked by the caller.
+  /// The caller has checked that p is in [0,1].
   constexpr DropoutRule(double p, std::uint64_t seed_, std::uint32_t call_)
       : seed(seed_),
         call(call_),
@@ -71,7 +75,7 @@ struct DropoutRule {
   [[nodiscard]] constexpr bool active() const { return threshold > 0; }
   [[nodiscard]] constexpr std::array<std::uint32_t, 2> key() const { return philox_key(seed); }
 
-  /// The random word of one element: `column` in a row that two more words name. Four columns share a Philox call.
+  /// Whether the element at `column` of a row is kept; `row` and `plane` name the row. Four columns share a Philox call.
   [[nodiscard]] constexpr bool keep(std::uint32_t column, std::uint32_t row, std::uint32_t plane) const {
     return philox4x32({column / 4, row, plane, call}, key())[column % 4] >= threshold;
   }

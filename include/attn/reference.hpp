@@ -41,7 +41,7 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           A dot = 0;
           for (Index d = 0; d < D; ++d) dot += static_cast<A>(q(b, h, s, d)) * static_cast<A>(k(b, g, t, d));
           x = static_cast<A>(score(dot * problem.scale, at));
-          if constexpr (HasBias<M>) x += static_cast<A>(mask.bias(at));
+          if constexpr (detail::HasBias<M>) x += static_cast<A>(mask.bias(at));
           if (detail::is_nan(x) || (!detail::is_nan(largest) && x > largest)) largest = x;
         }
 

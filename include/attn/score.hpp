@@ -1,15 +1,17 @@
-// Floor 1. Score functions: what is done to a scaled score before the mask and the softmax.
+// Floor 1. Score functions, which change a scaled score before the mask and the softmax.
 //
-// A score function is any callable `(score, Position) -> score`, a lambda included; it is compiled into the kernel.
-// Scores are float (double for double tensors). Score functions run in the order written, after scaling, before the
+// A score function is any callable (score, Position) -> score, a lambda included; it is compiled into the kernel.
+// Scores are float, for double tensors double. Score functions run in the order written, after scaling and before the
 // mask. A result of -inf means "never attend".
 #pragma once
 
 #include <cmath>
 #include <concepts>
+#include <cstdint>
 #include <limits>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "mask.hpp"
@@ -17,24 +19,36 @@
 
 namespace attn {
 
-template <class S, class A>
-concept ScoreFunction = requires(const S& score, A value, Position at) {
+/// A score function for scores of type A.
+template <class F, class A>
+concept ScoreFunction = requires(const F& score, A value, Position at) {
   { score(value, at) } -> std::convertible_to<A>;
+};
+
+/// Leaves scores as they are.
+struct NoScore {
+  template <class A>
+  constexpr A operator()(A score, Position) const {
+    return score;
+  }
 };
 
 namespace detail {
 
-/// tanh, at most 3 ULP off, without a branch or a call, so that the kernel's loop over scores becomes vectors (std::tanh
-/// took 5 times as long). Up to 0.625 an odd polynomial (Cephes), beyond 1 - 2 / (e^2|x| + 1); NaN stays NaN.
+/// tanh, at most 3 ULP off. Up to 0.625 an odd polynomial (Cephes), above it 1 - 2 / (e^2|x| + 1); NaN stays NaN.
+/// Both are computed and chosen by bits, without a branch or a call, so that compilers vectorise loops over it: g++ 12 -O2
+/// does not where a ?: is on floats. std::tanh took 5 times as long.
 inline float tanh(float x) {
-  const float a = std::fabs(x), square = x * x;
+  const std::uint32_t magnitude = magnitude_bits(x);
+  const float square = x * x;
   float p = -5.70498872745e-3F * square + 2.06390887954e-2F;
   p = p * square - 5.37397155531e-2F;
   p = p * square + 1.33314422036e-1F;
   p = p * square - 3.33332819422e-1F;
   const float by_polynomial = p * square * x + x;
 
-  const float y = 2.F * (a < 10.F ? a : 10.F);  // tanh(10) is 1 in float
+  const std::uint32_t most = bits_of(10.F);  // tanh(10) is 1 in float
+  const float y = 2.F * __builtin_bit_cast(float, magnitude < most ? magnitude : most);
   const int n = static_cast<int>(y * 1.44269504F + 0.5F);
   const auto whole = static_cast<float>(n);
   const float r = (y - whole * 0.693359375F) + whole * 2.12194440e-4F;
@@ -45,16 +59,38 @@ inline float tanh(float x) {
   e = e * r + 1.F;
   e = e * r + 1.F;
   const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
-  // By bits: from 0.625 to infinity. NaN takes the polynomial, which is NaN.
-  const auto from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
-  return magnitude_bits(x) - from <= infinity - from ? std::copysign(by_exponential, x) : by_polynomial;
+  // From 0.625 to infinity. NaN takes the polynomial, which is NaN.
+  const std::uint32_t from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
+  const std::uint32_t beyond = magnitude - from <= infinity - from ? ~std::uint32_t{0} : 0;
+  const std::uint32_t sign = bits_of(x) & 0x80000000U;
+  return __builtin_bit_cast(float, (beyond & (bits_of(by_exponential) | sign)) | (~beyond & bits_of(by_polynomial)));
 }
 inline double tanh(double x) { return std::tanh(x); }
 
+/// Stops the compilation with a sentence unless F can be a score function for scores of type A. Otherwise true, also after
+/// the sentence: a concept that failed as well would add the compiler's own list of reasons.
+template <class F, class A>
+constexpr bool explain_score() {
+  constexpr bool is_score = ScoreFunction<F, A>;
+  if constexpr (std::invocable<const F&, A, Position>) {
+    static_assert(is_score, "attn: a score function returns the new score, a number");
+  } else if constexpr (Mask<F> || PredicateFunction<F> || TensorLike<F>) {
+    static_assert(is_score,
+                  "attn: a mask in place of a score function; masks come first, joined by &, then the score function");
+  } else {
+    static_assert(
+        is_score,
+        "attn: not a score function; expected a callable (auto score, attn::Position at) that returns the new score");
+  }
+  return true;
+}
+
 /// What the caller wrote, as a score function: itself, or a pointer to it where it is a plain function.
-template <class F>
+template <class A, class F>
 [[nodiscard]] constexpr decltype(auto) as_score(const F& score) {
-  if constexpr (std::is_function_v<F>) {
+  if constexpr (!ScoreFunction<F, A>) {
+    return NoScore{};  // it was refused
+  } else if constexpr (std::is_function_v<F>) {
     return &score;
   } else {
     return (score);
@@ -63,15 +99,15 @@ template <class F>
 
 }  // namespace detail
 
-/// Leaves scores as they are.
-struct NoScore {
-  template <class A>
-  constexpr A operator()(A score, Position) const {
-    return score;
-  }
-};
+/// What functions take as a score function, for scores of type A.
+template <class F, class A>
+concept ScoreArgument = detail::explain_score<F, A>();
 
-/// cap * tanh(score / cap): keeps scores within (-cap, cap), as in Gemma 2 (cap 50).
+/// What Chain takes as a score function, whose type of scores is not known yet.
+template <class F>
+concept ScoreLink = ScoreFunction<F, double> || detail::explain_score<F, float>();
+
+/// cap * tanh(score / cap), which keeps scores within (-cap, cap), as in Gemma 2 (cap 50).
 /// Errors: a cap that is not a positive number.
 class SoftCap {
  public:
@@ -89,9 +125,9 @@ class SoftCap {
   float cap_;
 };
 
-/// score - slope[head] * (query - key): attention with linear biases. For a power of two of heads the slopes are
-/// 2^(-8/H), 2^(-16/H), ...; other counts take the slopes of the next lower power of two, then every other one of the
-/// next higher, as published with the paper.
+/// score - slope[head] * (query - key): attention with linear biases. Where the number of heads is a power of two, the
+/// slopes are 2^(-8/H), 2^(-16/H), ... Otherwise they are those of the next lower power of two, followed by every other
+/// one of the next higher, as published with the paper.
 /// Errors: fewer than one head.
 /// Source: Press, Smith, Lewis, "Train short, test long", 2021.
 class Alibi {
@@ -122,14 +158,12 @@ class Alibi {
   std::vector<double> slopes_;
 };
 
-/// A tensor of rank 1 to 4, broadcast to [B,H,S,T] and added to the score: relative position tables and the like.
-/// Views the tensor. It differs from AdditiveMask in its place: before score functions written after it.
+/// A tensor of rank 1 to 4, broadcast to [B,H,S,T] and added to the score, for example a table of relative positions.
+/// Views the tensor. It differs from AdditiveMask in the order: score functions written after it see the sum.
 template <class T>
 class ScoreBias {
-  static_assert(!std::same_as<T, bool>, "attn: what is added to a score is a number; KeepMask takes booleans");
-
  public:
-  template <detail::TensorOfElement<T> X>
+  template <detail::TensorToAdd<T> X>
   explicit ScoreBias(const X& bias) : bias_(bias) {}
 
   template <class A>
@@ -147,8 +181,8 @@ class ScoreBias {
 template <detail::TensorLike X>
 ScoreBias(const X&) -> ScoreBias<detail::Element<X>>;
 
-/// Score functions one after the other, in the order written: `Chain{SoftCap{50.F}, Alibi{8}, my_function}`.
-template <class... Functions>
+/// Several score functions applied in the order written: `Chain{SoftCap{50.F}, Alibi{8}, my_function}`.
+template <ScoreLink... Functions>
 class Chain {
  public:
   explicit constexpr Chain(Functions... functions) : functions_(std::move(functions)...) {}
@@ -160,7 +194,8 @@ class Chain {
   }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
     const auto one = [&](const auto& score) {
-      if constexpr (HasCheck<std::remove_cvref_t<decltype(score)>>) score.check(function, batch, heads, queries, keys);
+      if constexpr (detail::HasCheck<std::remove_cvref_t<decltype(score)>>)
+        score.check(function, batch, heads, queries, keys);
     };
     std::apply([&](const auto&... score) { (one(score), ...); }, functions_);
   }

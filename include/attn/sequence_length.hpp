@@ -1,4 +1,4 @@
-// Floor 1. How long sequences of a padded batch are, as far as a mask tells.
+// Floor 1. The lengths of the sequences in a padded batch, derived from a mask.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 namespace attn::detail {
 
-/// The outermost of the keys of a block that some query of it may see: the last one, or the first; -1 where there is
-/// none. Only parts that the mask calls mixed are looked at more closely.
+/// The last key of a block that any of its queries may see, or the first; -1 where there is none. Descends only into
+/// parts that the mask calls mixed.
 template <class A, Mask M>
 [[nodiscard]] std::int32_t outermost_key(const M& mask, const Block& block, bool last) {
   const Coverage coverage = mask.cover(block);
@@ -36,14 +36,18 @@ template <class A, Mask M>
   return -1;
 }
 
-/// How long the sequence of a batch entry is without padding: from the first to the last key that any of its S queries
-/// may see, in any head.
+/// The length of a batch entry's sequence without padding: from the first to the last key that any of its S queries may
+/// see, in any head.
 template <class A, Mask M>
 [[nodiscard]] Index length_seen(const M& mask, Index batch, Index heads, Index S) {
   std::int32_t first = static_cast<std::int32_t>(S), last = -1;
   for (Index head = 0; head < heads; ++head) {
     const auto end = static_cast<std::int32_t>(S - 1);
-    const Position zero{static_cast<std::int32_t>(batch), static_cast<std::int32_t>(head), 0, 0, 0};
+    const Position zero{.batch = static_cast<std::int32_t>(batch),
+                        .head = static_cast<std::int32_t>(head),
+                        .row = 0,
+                        .query = 0,
+                        .key = 0};
     Block rest{zero, zero};
     rest.last.row = rest.last.query = end;
     if (last < end) {

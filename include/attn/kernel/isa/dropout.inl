@@ -14,8 +14,8 @@ void dropout_factors(A* factors, const DropoutRule& rule, DropoutPlace first, Dr
     c[3][i] = rule.call;
   }
   auto key = rule.key();
-  for (int round = 0; round < 10; ++round, key = philox_next(key))
-    for (int i = 0; i < n; ++i) philox_round(c[0][i], c[1][i], c[2][i], c[3][i], key);
+  for (int round = 0; round < 10; ++round, key = detail::philox_next(key))
+    for (int i = 0; i < n; ++i) detail::philox_round(c[0][i], c[1][i], c[2][i], c[3][i], key);
   const auto last_dropped = static_cast<std::uint32_t>(rule.threshold - 1);
   const auto scale = static_cast<A>(rule.scale);
   for (int w = 0; w < 4; ++w)

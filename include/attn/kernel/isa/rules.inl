@@ -5,7 +5,7 @@ struct RulesOf {
   static void panel(const Rules<A>& rules, A* s, Index keys, Index rows, Position first, bool masked) {
     constexpr int width = static_cast<int>(tile_columns<A>);
     for (Index t = 0; t < keys; ++t, ++first.key) {
-      if constexpr (!scored && !HasBias<M>)
+      if constexpr (!scored && !detail::HasBias<M>)
         mask_only<1, 0, width>(rules, s + t * width, static_cast<std::int32_t>(rows), first);
       else if ((masked && !kept_in_full(rules, first, rows)) || rows < width)
         score_and_mask<1, 0, width>(rules, s + t * width, static_cast<std::int32_t>(rows), first, masked);
@@ -16,7 +16,7 @@ struct RulesOf {
   static void line(const Rules<A>& rules, A* s, Index keys, Position first, bool masked) {
     constexpr int width = lanes<A>;
     for (Index t = 0; t < keys; t += width, first.key += width) {
-      if constexpr (!scored && !HasBias<M>)
+      if constexpr (!scored && !detail::HasBias<M>)
         mask_only<0, 1, width>(rules, s + t, static_cast<std::int32_t>(keys - t), first);
       else if (masked || keys - t < width)
         score_and_mask<0, 1, width>(rules, s + t, static_cast<std::int32_t>(keys - t), first, masked);
@@ -35,7 +35,7 @@ struct RulesOf {
   /// Whether the mask keeps a key for all of these rows, and adds nothing.
   static ATTN_INLINE bool kept_in_full(const Rules<A>& rules, Position first, Index rows) {
     const Block block{first, place<1, 0>(first, static_cast<std::int32_t>(rows - 1))};
-    return !HasBias<M> && static_cast<const M*>(rules.mask)->cover(block) == Coverage::full;
+    return !detail::HasBias<M> && static_cast<const M*>(rules.mask)->cover(block) == Coverage::full;
   }
   static ATTN_INLINE A score_of(const Rules<A>& rules, A value, Position at) {
     if constexpr (scored) value = static_cast<A>((*static_cast<const F*>(rules.score))(value, at));
@@ -96,7 +96,7 @@ struct RulesOf {
     for (std::int32_t i = 0; i < n; ++i) {
       const Position at = place<row_step, key_step>(first, stand_in ^ ((i ^ stand_in) & kept[i]));
       A value = score_of(rules, real[i], at);
-      if constexpr (HasBias<M>) value += static_cast<A>(mask.bias(at));
+      if constexpr (detail::HasBias<M>) value += static_cast<A>(mask.bias(at));
       x[i] = attended(value);
     }
     for (std::int32_t i = 0; i < n; ++i) x[i] = kept[i] != 0 ? x[i] : masked_score<A>;
