@@ -28,7 +28,7 @@ inline Executor*& chosen_executor() {
 }  // namespace detail
 
 /// The executor that attn calls of this thread run on.
-inline Executor& current_executor() {
+[[gnu::noinline]] inline Executor& current_executor() {
   Executor* chosen = detail::chosen_executor();
   return chosen != nullptr ? *chosen : default_executor();
 }

@@ -147,7 +147,7 @@ namespace detail {
 /// It is there for as long as the program runs. Its threads end while static objects are destroyed; destructors that
 /// come later compute on their own thread.
 /// Errors: ATTN_NUM_THREADS set to something that is not a positive number.
-inline Executor& default_executor() {
+[[gnu::noinline]] inline Executor& default_executor() {
   struct Stop {  // when static objects are destroyed; the pool itself never is
     ThreadPool* pool;
     ~Stop() { pool->stop(); }

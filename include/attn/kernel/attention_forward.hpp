@@ -181,11 +181,11 @@ class AttentionTasks<Q, KV>::Worker {
     A* row_max;
     A* row_sum;
   };
-  Sums take_sums(Scratch& scratch) const {
+  [[gnu::noinline]] Sums take_sums(Scratch& scratch) const {
     const Index queries = tasks_.panels_ * panel_;
     return {scratch.take<A>(queries * problem_.Dv), scratch.take<A>(queries), scratch.take<A>(queries)};
   }
-  void clear(Index row, const Sums& sums) const {
+  [[gnu::noinline]] void clear(Index row, const Sums& sums) const {
     std::fill_n(sums.row_max + row, panel_, masked_score<A>);
     std::fill_n(sums.row_sum + row, panel_, A{0});
     std::fill_n(sums.y + row * problem_.Dv, panel_ * problem_.Dv, A{0});

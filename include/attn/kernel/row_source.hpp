@@ -28,8 +28,8 @@ class RowSource {
     Index slots;  ///< steps whose copies are kept
   };
 
-  RowSource(const Arithmetic<A>& arithmetic, const Codec<Storage>& codec, const Shape& shape,
-            attn::detail::Scratch& scratch)
+  [[gnu::noinline]] RowSource(const Arithmetic<A>& arithmetic, const Codec<Storage>& codec, const Shape& shape,
+                              attn::detail::Scratch& scratch)
       : codec_(codec), shape_(shape), padded_(arithmetic.padded(shape.size)) {
     if (!shape.copied) return;
     slots_ = scratch.take<Slot>(shape.slots);

@@ -34,7 +34,7 @@ struct Trimmed {
 /// Cuts keys off both ends of a block while the mask calls them empty, by bisection: padding is never read, and a causal
 /// block ends at the last key that a query of it sees.
 template <class A>
-[[nodiscard]] Trimmed trim(const Rules<A>& rules, const Block& block) {
+[[nodiscard, gnu::noinline]] Trimmed trim(const Rules<A>& rules, const Block& block) {
   const Coverage coverage = rules.cover(rules, block);
   if (coverage != Coverage::mixed) return {block, coverage == Coverage::empty, false};
   const auto is_empty = [&](std::int32_t first_key, std::int32_t last_key) {
