@@ -101,37 +101,37 @@ double seconds(const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Multiply-adds per second, counted as two operations, of all threads of the current executor: the best of 10 runs.
-inline double peak() {
-  constexpr Index rounds = 4'000'000;  // some 10 ms
+/// Multiply-adds per second, counted as two operations, of all threads of the current executor: one burst of some 10 ms.
+inline double peak_burst() {
+  constexpr Index rounds = 4'000'000;
   const int threads = attn::current_executor().concurrency();
-  double best = 0.0;
-  for (int run = 0; run < 10; ++run) {
-    double operations = 0.0;
-    const double time = seconds([&] {
-      attn::current_executor().parallel_for(threads, [&](int lane) {
-        const double done = multiply_add(rounds);
-        if (lane == 0) operations = done * threads;
-      });
+  double operations = 0.0;
+  const double time = seconds([&] {
+    attn::current_executor().parallel_for(threads, [&](int worker) {
+      const double done = multiply_add(rounds);
+      if (worker == 0) operations = done * threads;
     });
-    best = std::max(best, operations / time);
-  }
-  return best;
+  });
+  return operations / time;
 }
 
-/// Bytes per second that all threads read together from 1 GiB, more than caches hold: the best of 5 runs.
-inline double bandwidth() {
+/// Bytes per second that all threads read together from 1 GiB, more than caches hold: one burst.
+inline double bandwidth_burst() {
   constexpr Index floats = Index{1} << 28;
   static const attn::AlignedVector<float> memory(static_cast<std::size_t>(floats), 1.F);
   const int threads = attn::current_executor().concurrency();
   const Index share = floats / threads / 256 * 256;
+  const double time = seconds([&] {
+    attn::current_executor().parallel_for(threads, [&](int worker) { read(memory.data() + worker * share, share); });
+  });
+  return static_cast<double>(share * threads) * 4.0 / time;
+}
+
+/// The best of several bursts: what the machine can do if nothing else runs, for the heading of a report.
+template <class Burst>
+double best_of(int bursts, const Burst& burst) {
   double best = 0.0;
-  for (int run = 0; run < 5; ++run) {
-    const double time = seconds([&] {
-      attn::current_executor().parallel_for(threads, [&](int lane) { read(memory.data() + lane * share, share); });
-    });
-    best = std::max(best, static_cast<double>(share * threads) * 4.0 / time);
-  }
+  while (bursts-- > 0) best = std::max(best, burst());
   return best;
 }
 

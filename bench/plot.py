@@ -44,7 +44,7 @@ def main():
     arguments = parser.parse_args()
     runs = [read(path) for path in arguments.files]
     machine, works = runs[0]
-    peak = max(r["peak_gflops"] for r in works)
+    peak = machine["peak_gflops"]
 
     panels = sorted({(r["shape"]["H"], r["shape"]["E"] // r["shape"]["H"]) for r in works})
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), sharey=True, squeeze=False)

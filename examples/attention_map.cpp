@@ -41,7 +41,8 @@ double stream_value(std::uint64_t seed, std::uint64_t stream, std::uint64_t i) {
 }
 
 template <int Rank>
-attn::Tensor<float, Rank> stream(attn::Tensor<float, Rank> tensor, std::uint64_t seed, std::uint64_t number, double scale) {
+attn::Tensor<float, Rank> stream(attn::Tensor<float, Rank> tensor, std::uint64_t seed, std::uint64_t number,
+                                 double scale) {
   for (Index i = 0; i < tensor.size(); ++i)
     tensor.data()[i] = static_cast<float>(scale * stream_value(seed, number, static_cast<std::uint64_t>(i)));
   return tensor;
@@ -52,23 +53,25 @@ attn::Tensor<float, Rank> stream(attn::Tensor<float, Rank> tensor, std::uint64_t
 // PyTorch 1.13.1, float64: output [6,16] and the weights [4,6] of the last query. Made by
 // tests/data/make_attention_map_case.py, which holds the same module in Python.
 constexpr double torch_output[] = {
-    0.234242748, 0.428589931, 0.676127709, 1.03817191, -0.220532389, -2.30529647, -0.107634717, 0.000336448283,
-    0.923511692, -0.486400329, 0.309687179, -0.274792721, -0.380364414, -1.20813816, -2.25827139, 0.720871143,
-    -0.0913967109, -0.0819455468, 1.02970697, 0.0587315087, -0.330202156, -1.01047938, -0.00953701167, 0.840754507,
-    0.52573179, 0.20054209, -0.0469880944, -0.066675143, -0.526889884, -0.556703727, -0.721081652, 0.126746843,
-    0.32060571, -0.505965779, -0.251166674, 1.11563493, -0.903254958, -1.26977835, 0.249572048, 0.329246398,
-    1.60844489, -0.99897379, -0.680216592, 0.381709593, -0.661748231, -1.84171415, -2.6577109, 0.139642111,
-    0.211980087, 0.677157567, 0.379173902, 0.411840355, -0.35009761, -1.19566699, 0.440114759, 0.374392468,
-    0.76373576, 0.186574688, 0.471268454, -0.41617086, -0.0450535029, 0.0416678425, -0.974338784, -0.129228071,
-    -0.555261477, 0.626504713, 0.551450815, 0.0195443944, -0.184690066, -0.337391109, 0.314362765, 0.0623829599,
-    0.363938426, 0.156738567, 0.22981168, -0.304837031, -0.0832748335, -0.0278658758, 0.271221731, -0.255754727,
-    -0.108174505, 0.510658738, 0.886873527, 0.331139312, -0.225647917, -0.812650984, 0.921782952, -0.050060835,
-    0.11191226, 0.605819664, 0.240050059, -0.619842077, 0.252029146, -0.293009305, -0.290347654, -0.312551734,
+    0.234242748,    0.428589931,    0.676127709,   1.03817191,    -0.220532389,  -2.30529647,   -0.107634717,
+    0.000336448283, 0.923511692,    -0.486400329,  0.309687179,   -0.274792721,  -0.380364414,  -1.20813816,
+    -2.25827139,    0.720871143,    -0.0913967109, -0.0819455468, 1.02970697,    0.0587315087,  -0.330202156,
+    -1.01047938,    -0.00953701167, 0.840754507,   0.52573179,    0.20054209,    -0.0469880944, -0.066675143,
+    -0.526889884,   -0.556703727,   -0.721081652,  0.126746843,   0.32060571,    -0.505965779,  -0.251166674,
+    1.11563493,     -0.903254958,   -1.26977835,   0.249572048,   0.329246398,   1.60844489,    -0.99897379,
+    -0.680216592,   0.381709593,    -0.661748231,  -1.84171415,   -2.6577109,    0.139642111,   0.211980087,
+    0.677157567,    0.379173902,    0.411840355,   -0.35009761,   -1.19566699,   0.440114759,   0.374392468,
+    0.76373576,     0.186574688,    0.471268454,   -0.41617086,   -0.0450535029, 0.0416678425,  -0.974338784,
+    -0.129228071,   -0.555261477,   0.626504713,   0.551450815,   0.0195443944,  -0.184690066,  -0.337391109,
+    0.314362765,    0.0623829599,   0.363938426,   0.156738567,   0.22981168,    -0.304837031,  -0.0832748335,
+    -0.0278658758,  0.271221731,    -0.255754727,  -0.108174505,  0.510658738,   0.886873527,   0.331139312,
+    -0.225647917,   -0.812650984,   0.921782952,   -0.050060835,  0.11191226,    0.605819664,   0.240050059,
+    -0.619842077,   0.252029146,    -0.293009305,  -0.290347654,  -0.312551734,
 };
 constexpr double torch_weights[] = {
-    0.247312871, 0.180028418, 0.116773718, 0.19587699, 0.0718574623, 0.18815054, 0.345638363, 0.0515188229,
-    0.218294921, 0.0620050577, 0.206562629, 0.115980206, 0.234597243, 0.00447036079, 0.730502993, 0.0130778917,
-    0.016780262, 0.00057124926, 0.113575185, 0.127970039, 0.00498275513, 0.056459194, 0.0272470244, 0.669765803,
+    0.247312871, 0.180028418,   0.116773718, 0.19587699,  0.0718574623,  0.18815054,    0.345638363,  0.0515188229,
+    0.218294921, 0.0620050577,  0.206562629, 0.115980206, 0.234597243,   0.00447036079, 0.730502993,  0.0130778917,
+    0.016780262, 0.00057124926, 0.113575185, 0.127970039, 0.00498275513, 0.056459194,   0.0272470244, 0.669765803,
 };
 constexpr double torch_float32_error_output = 3.6e-07;  // how far PyTorch's own float32 falls from its float64
 constexpr double torch_float32_error_weights = 1.5e-07;
@@ -96,11 +99,12 @@ bool same_as_torch() {
       output = std::max(output, std::abs(static_cast<double>(result.output(0, s, e)) - torch_output[s * E + e]));
   for (Index h = 0; h < H; ++h)
     for (Index t = 0; t < S; ++t)
-      weights = std::max(weights, std::abs(static_cast<double>(result.weights(0, h, S - 1, t)) - torch_weights[h * S + t]));
+      weights =
+          std::max(weights, std::abs(static_cast<double>(result.weights(0, h, S - 1, t)) - torch_weights[h * S + t]));
   const bool same = output < 4 * torch_float32_error_output && weights < 4 * torch_float32_error_weights;
   std::printf("PyTorch   largest difference from its float64: output %.1e, weights %.1e\n", output, weights);
-  std::printf("          (PyTorch's own float32: %.1e and %.1e)%s\n", torch_float32_error_output, torch_float32_error_weights,
-              same ? "" : "  NOT THE SAME");
+  std::printf("          (PyTorch's own float32: %.1e and %.1e)%s\n", torch_float32_error_output,
+              torch_float32_error_weights, same ? "" : "  NOT THE SAME");
   return same;
 }
 
@@ -293,7 +297,8 @@ int run(const Arguments& arguments) {
   const std::vector<std::string> words = heat_map::split_words(
       arguments.sentence.empty() ? "the cat sat on the mat because it was tired" : arguments.sentence);
   if (words.empty()) throw std::invalid_argument("the sentence has no words");
-  if (words.size() > 128) throw std::invalid_argument("expected at most 128 words, got " + std::to_string(words.size()));
+  if (words.size() > 128)
+    throw std::invalid_argument("expected at most 128 words, got " + std::to_string(words.size()));
 
   const bool same = same_as_torch();
 
@@ -327,9 +332,9 @@ int run(const Arguments& arguments) {
     figure.panels.push_back({titles[static_cast<std::size_t>(h)], {weights, weights + S * S}});
   }
 
-  std::printf("shapes    x [1,%td,%td], %td heads of size %td, weights [1,%td,%td,%td], y [%td,%td,%td]\n", S, hidden_size,
-              arguments.heads, head_size, arguments.heads, S, S, result.output.dimension(0), result.output.dimension(1),
-              result.output.dimension(2));
+  std::printf("shapes    x [1,%td,%td], %td heads of size %td, weights [1,%td,%td,%td], y [%td,%td,%td]\n", S,
+              hidden_size, arguments.heads, head_size, arguments.heads, S, S, result.output.dimension(0),
+              result.output.dimension(1), result.output.dimension(2));
   std::printf("time      %.3f ms a forward pass (median of 9, attn %s, threads: %d)\n\n", milliseconds[4],
               attn::version, attn::current_executor().concurrency());
   std::cout << heat_map::to_text(figure, screen_of_stdout()) << figure.note << '\n';

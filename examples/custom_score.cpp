@@ -31,10 +31,10 @@ int main() {
 
   // The variant, in five lines: tokens further away count for less, by the square of their distance.
   const SameDocument same_document{128};
-  const auto nearer = [](auto score, attn::Position at) {
-    return score - 0.002F * at.distance() * at.distance();
+  const auto nearer = [](auto score, attn::Position at) { return score - 0.002F * at.distance() * at.distance(); };
+  const auto fused = [&] {
+    return attn::scaled_dot_product_attention(q, k, v, same_document & attn::Causal{}, nearer);
   };
-  const auto fused = [&] { return attn::scaled_dot_product_attention(q, k, v, same_document & attn::Causal{}, nearer); };
 
   // The same as a tensor: S x S numbers to make, to keep and to read.
   attn::Tensor<float, 2> bias(S, S);

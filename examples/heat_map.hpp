@@ -48,8 +48,11 @@ inline std::vector<Letter> letters(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const auto byte = [&](std::size_t at) { return static_cast<unsigned char>(at < text.size() ? text[at] : 0); };
     const unsigned first = byte(i);
-    const std::size_t length = first < 0x80 ? 1 : first >= 0xC2 && first < 0xE0 ? 2 : first >= 0xE0 && first < 0xF0 ? 3
-                                                : first >= 0xF0 && first < 0xF5 ? 4 : 0;
+    const std::size_t length = first < 0x80                    ? 1
+                               : first >= 0xC2 && first < 0xE0 ? 2
+                               : first >= 0xE0 && first < 0xF0 ? 3
+                               : first >= 0xF0 && first < 0xF5 ? 4
+                                                               : 0;
     char32_t code = length <= 1 ? first : first & (0x7FU >> length);
     bool valid = length > 0;
     for (std::size_t k = 1; valid && k < length; ++k) {
@@ -114,11 +117,16 @@ inline std::vector<std::string> split_words(std::string_view sentence) {
 inline std::string escape(std::string_view text) {
   std::string result;
   for (const Letter& letter : letters(text)) {
-    if (letter.bytes == "&") result += "&amp;";
-    else if (letter.bytes == "<") result += "&lt;";
-    else if (letter.bytes == ">") result += "&gt;";
-    else if (letter.bytes == "\"") result += "&quot;";
-    else result += letter.bytes;
+    if (letter.bytes == "&")
+      result += "&amp;";
+    else if (letter.bytes == "<")
+      result += "&lt;";
+    else if (letter.bytes == ">")
+      result += "&gt;";
+    else if (letter.bytes == "\"")
+      result += "&quot;";
+    else
+      result += letter.bytes;
   }
   return result;
 }
@@ -140,16 +148,19 @@ struct Colour {
 
 using Ramp = std::array<Colour, 6>;
 /// For light paper: from nearly white to dark blue.
-inline constexpr Ramp paper{{{247, 250, 244}, {199, 233, 220}, {112, 200, 204}, {47, 148, 190}, {32, 92, 163}, {10, 37, 92}}};
+inline constexpr Ramp paper{
+    {{247, 250, 244}, {199, 233, 220}, {112, 200, 204}, {47, 148, 190}, {32, 92, 163}, {10, 37, 92}}};
 /// For terminals, dark or light: from dark violet to bright yellow.
-inline constexpr Ramp screen{{{46, 18, 68}, {69, 58, 131}, {49, 104, 142}, {32, 150, 138}, {94, 201, 98}, {249, 229, 60}}};
+inline constexpr Ramp screen{
+    {{46, 18, 68}, {69, 58, 131}, {49, 104, 142}, {32, 150, 138}, {94, 201, 98}, {249, 229, 60}}};
 
 /// The colour at `share`, from 0 to 1, of a ramp.
 inline Colour colour(const Ramp& ramp, float share) {
   const float at = std::clamp(share, 0.F, 1.F) * static_cast<float>(ramp.size() - 1);
   const std::size_t low = std::min(static_cast<std::size_t>(at), ramp.size() - 2);
   const auto mix = [&](int a, int b) {
-    return static_cast<int>(std::lround(static_cast<float>(a) + (at - static_cast<float>(low)) * static_cast<float>(b - a)));
+    return static_cast<int>(
+        std::lround(static_cast<float>(a) + (at - static_cast<float>(low)) * static_cast<float>(b - a)));
   };
   const Colour &a = ramp[low], &b = ramp[low + 1];
   return {mix(a.red, b.red), mix(a.green, b.green), mix(a.blue, b.blue)};
@@ -167,14 +178,15 @@ struct Screen {
 namespace detail {
 
 inline std::string escape_code(Ink ink, float share) {  // background, and a foreground that can be read on it
-  if (ink == Ink::colours256) {  // the same ramp, of the colours that these terminals have
+  if (ink == Ink::colours256) {                         // the same ramp, of the colours that these terminals have
     constexpr std::array<int, 11> ramp{17, 18, 24, 30, 36, 71, 77, 113, 149, 185, 227};
     const auto step = static_cast<std::size_t>(std::lround(10.F * std::clamp(share, 0.F, 1.F)));
     return (step > 4 ? "\033[38;5;16m" : "\033[38;5;231m") + ("\033[48;5;" + std::to_string(ramp[step])) + 'm';
   }
   const Colour c = colour(screen, share);
   const std::string front = c.luma() > 125 ? "\033[38;5;16m" : "\033[38;5;231m";
-  return front + "\033[48;2;" + std::to_string(c.red) + ';' + std::to_string(c.green) + ';' + std::to_string(c.blue) + 'm';
+  return front + "\033[48;2;" + std::to_string(c.red) + ';' + std::to_string(c.green) + ';' + std::to_string(c.blue) +
+         'm';
 }
 
 inline constexpr std::array<std::string_view, 5> shades{" ", "░", "▒", "▓", "█"};
@@ -189,7 +201,8 @@ inline std::string repeat(std::string_view text, int times) {
 /// `text` in the middle or at the right of `columns`.
 inline std::string pad(const std::string& text, int columns, bool right) {
   const int room = std::max(0, columns - width(text)), left = right ? room : room / 2;
-  return std::string(static_cast<std::size_t>(left), ' ') + text + std::string(static_cast<std::size_t>(room - left), ' ');
+  return std::string(static_cast<std::size_t>(left), ' ') + text +
+         std::string(static_cast<std::size_t>(room - left), ' ');
 }
 
 inline std::string cell(const Screen& screen_, float weight, float top, int columns) {
@@ -224,7 +237,8 @@ inline std::string to_text(const Figure& figure, const Screen& screen_) {
   const std::string rest(static_cast<std::size_t>(panel_width - label - 1 - n * cell), ' ');
   const int gap = 3, most = std::max(1, (screen_.columns + gap) / (panel_width + gap));
   const int count = static_cast<int>(figure.panels.size());
-  const int rows = (count + most - 1) / most, across = rows == 0 ? 1 : (count + rows - 1) / rows;  // rows alike in length
+  const int rows = (count + most - 1) / most,
+            across = rows == 0 ? 1 : (count + rows - 1) / rows;  // rows alike in length
   const bool ansi = screen_.ink != Ink::plain;
   const float top = figure.top();
 
@@ -232,7 +246,8 @@ inline std::string to_text(const Figure& figure, const Screen& screen_) {
   for (int first = 0; first < count; first += across) {
     const int last = std::min(count, first + across);
     const auto line = [&](const auto& part) {
-      for (int p = first; p < last; ++p) out += part(figure.panels[static_cast<std::size_t>(p)]) + std::string(gap, ' ');
+      for (int p = first; p < last; ++p)
+        out += part(figure.panels[static_cast<std::size_t>(p)]) + std::string(gap, ' ');
       while (out.ends_with(' ')) out.pop_back();
       out += '\n';
     };
@@ -253,7 +268,8 @@ inline std::string to_text(const Figure& figure, const Screen& screen_) {
     for (int i = 0; i < n; ++i)
       line([&](const Panel& panel) {
         std::string text = detail::pad(shorten(figure.words[static_cast<std::size_t>(i)], 14), label, true) + ' ';
-        for (int j = 0; j < n; ++j) text += detail::cell(screen_, panel.weights[static_cast<std::size_t>(i * n + j)], top, cell);
+        for (int j = 0; j < n; ++j)
+          text += detail::cell(screen_, panel.weights[static_cast<std::size_t>(i * n + j)], top, cell);
         return text + rest;
       });
     out += '\n';
@@ -289,7 +305,8 @@ inline std::string attribute(std::string_view name, double value) {
   return ' ' + std::string(name) + "=\"" + digits + '"';
 }
 inline std::string text(double x, double y, std::string_view style, std::string_view content) {
-  return "<text" + attribute("x", x) + attribute("y", y) + ' ' + std::string(style) + '>' + escape(content) + "</text>\n";
+  return "<text" + attribute("x", x) + attribute("y", y) + ' ' + std::string(style) + '>' + escape(content) +
+         "</text>\n";
 }
 
 }  // namespace detail
@@ -319,14 +336,15 @@ inline std::string to_svg(const Figure& figure) {
   const double wide = std::max(across * panel_width + (across - 1) * gap + 2 * margin, 760.0);
   const double high = head + down * panel_height + std::max(0, down - 1) * gap + margin;
 
-  std::string out = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\"" +
-                    attribute("width", wide) + attribute("height", high) + " viewBox=\"0 0 " + decimal(wide, 1) + ' ' +
-                    decimal(high, 1) + "\" font-family=\"system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif\"" +
-                    " fill=\"#1d2733\">\n<title>" + escape(figure.title) + "</title>\n<desc>" + escape(figure.note) + "</desc>\n";
+  std::string out =
+      "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\"" +
+      attribute("width", wide) + attribute("height", high) + " viewBox=\"0 0 " + decimal(wide, 1) + ' ' +
+      decimal(high, 1) + "\" font-family=\"system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif\"" +
+      " fill=\"#1d2733\">\n<title>" + escape(figure.title) + "</title>\n<desc>" + escape(figure.note) + "</desc>\n";
   out += "<defs><linearGradient id=\"scale\">";
   for (std::size_t i = 0; i < paper.size(); ++i)
-    out += "<stop offset=\"" + percent(static_cast<float>(i) / static_cast<float>(paper.size() - 1)) + "%\" stop-color=\"" +
-           detail::css(paper[i]) + "\"/>";
+    out += "<stop offset=\"" + percent(static_cast<float>(i) / static_cast<float>(paper.size() - 1)) +
+           "%\" stop-color=\"" + detail::css(paper[i]) + "\"/>";
   out += "</linearGradient></defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
 
   // Title, and the legend beside it.
@@ -338,14 +356,16 @@ inline std::string to_svg(const Figure& figure) {
   out += "<rect" + attribute("x", bar_x) + " y=\"36\"" + attribute("width", bar) +
          " height=\"12\" fill=\"url(#scale)\" stroke=\"#c3cbd4\" stroke-width=\"0.5\"/>\n";
   for (int tick = 0; tick <= 2; ++tick)
-    out += text(bar_x + bar * tick / 2, 64, tick == 0   ? "font-size=\"12\""
-                                            : tick == 1 ? "font-size=\"12\" text-anchor=\"middle\""
-                                                        : "font-size=\"12\" text-anchor=\"end\"",
+    out += text(bar_x + bar * tick / 2, 64,
+                tick == 0   ? "font-size=\"12\""
+                : tick == 1 ? "font-size=\"12\" text-anchor=\"middle\""
+                            : "font-size=\"12\" text-anchor=\"end\"",
                 percent(top * static_cast<float>(tick) / 2.F) + (tick == 2 ? " %" : ""));
 
   for (int p = 0; p < count; ++p) {
     const Panel& panel = figure.panels[static_cast<std::size_t>(p)];
-    const double x = margin + (p % across) * (panel_width + gap) + label, y = head + (p / across) * (panel_height + gap);
+    const double x = margin + (p % across) * (panel_width + gap) + label,
+                 y = head + (p / across) * (panel_height + gap);
     const double grid = y + 30 + slant, side = n * size;
     out += "<g>\n" + text(x, y + 14, "font-size=\"15\" font-weight=\"600\"", panel.title);
     out += "<g" + attribute("font-size", font) + ">\n";
@@ -366,17 +386,17 @@ inline std::string to_svg(const Figure& figure) {
         out += "<g>";
         if (named)
           out += "<title>" + escape(figure.words[static_cast<std::size_t>(i)]) + " → " +
-                 escape(figure.words[static_cast<std::size_t>(j)]) + ": " + decimal(100.0 * static_cast<double>(weight), 1) +
-                 " %</title>";
+                 escape(figure.words[static_cast<std::size_t>(j)]) + ": " +
+                 decimal(100.0 * static_cast<double>(weight), 1) + " %</title>";
         out += "<rect" + attribute("x", left + 0.5) + attribute("y", above + 0.5) + attribute("width", size - 1) +
                attribute("height", size - 1) + " fill=\"" + detail::css(fill) + "\"/>";
         if (numbers)
-          out += "<text" + attribute("x", left + size / 2) + attribute("y", above + size / 2 + 0.13 * size) + " fill=\"" +
-                 (fill.luma() < 125 ? "#ffffff" : "#16212c") + "\">" + percent(weight) + "</text>";
+          out += "<text" + attribute("x", left + size / 2) + attribute("y", above + size / 2 + 0.13 * size) +
+                 " fill=\"" + (fill.luma() < 125 ? "#ffffff" : "#16212c") + "\">" + percent(weight) + "</text>";
         out += "</g>\n";
       }
-    out += "</g>\n<rect" + attribute("x", x) + attribute("y", grid) + attribute("width", side) + attribute("height", side) +
-           " fill=\"none\" stroke=\"#c3cbd4\"/>\n</g>\n";
+    out += "</g>\n<rect" + attribute("x", x) + attribute("y", grid) + attribute("width", side) +
+           attribute("height", side) + " fill=\"none\" stroke=\"#c3cbd4\"/>\n</g>\n";
   }
   return out + "</svg>\n";
 }

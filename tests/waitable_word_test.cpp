@@ -1,6 +1,6 @@
 // The words that threads wait on, as they are where the standard library has no futex. The other kind runs in every test.
 #define ATTN_WAIT_ON_CONDITION
-#include <attn/executor.hpp>
+#include <attn/thread_pool.hpp>
 
 #include <gtest/gtest.h>
 

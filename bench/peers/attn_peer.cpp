@@ -1,9 +1,10 @@
 // attn for compare.js: one command per line of standard input, one answer per line of standard output.
 //
 //   machine                       -> instruction set, threads, peak in GFLOP/s, read bandwidth in GB/s
+//   peak                          -> GFLOP/s of one burst of multiply-adds
 //   attention full   B S H D      -> 32 numbers of the result; what follows times this
 //   attention causal B S H D      -> the same
-//   layer B S E H                 -> the same; the document's module without a mask
+//   layer B S E H                 -> the same; LlamaAttention without a mask
 //   run N                         -> milliseconds of one run, the mean of N
 //
 // Inputs are [B,S,H*D] tensors by the formula in support.hpp. An error is answered by "error ..." and ends the program.
@@ -68,14 +69,16 @@ std::string answer(const std::string& line, Task& task) {
   if (command == "attention") words >> mask;
   if (command == "run") {
     words >> n[0];
-  } else if (command != "machine") {
+  } else if (command != "machine" && command != "peak") {
     words >> n[0] >> n[1] >> n[2] >> n[3];
   }
   if (words.fail()) throw std::invalid_argument("expected a command and its sizes, got: " + line);
 
   if (command == "machine") {
-    out << attn::isa_name(attn::active_isa()) << ' ' << attn::current_executor().concurrency() << ' ' << peak() * 1e-9
-        << ' ' << bandwidth() * 1e-9;
+    out << attn::isa_name(attn::active_isa()) << ' ' << attn::current_executor().concurrency() << ' '
+        << best_of(10, peak_burst) * 1e-9 << ' ' << best_of(5, bandwidth_burst) * 1e-9;
+  } else if (command == "peak") {
+    out << peak_burst() * 1e-9;
   } else if (command == "run") {
     if (!task.run || n[0] < 1) throw std::invalid_argument("nothing to run");
     const double time = seconds([&] {

@@ -50,7 +50,7 @@ function attentionModel(B, S, H, D, causal) {
                 nodes: [attentionNode(['q', 'k', 'v'], 'y', H, causal)]});
 }
 
-/** The document's module: four MatMul + Add, and MultiHeadAttention. weights: [in,out] and bias, four times. */
+/** LlamaAttention: four MatMul + Add, and MultiHeadAttention. weights: [in,out] and bias, four times. */
 function layerModel(B, S, E, H, weights) {
   const shape = [B, S, E], nodes = [], constants = [];
   const linear = (from, to, {weight, bias}) => {

@@ -217,6 +217,16 @@ class OptionalRotary {
   RotaryConfig& operator*() { return *config_; }
   RotaryConfig* operator->() { return config_.get(); }
 
+  /// The configuration, or an empty optional.
+  operator std::optional<RotaryConfig>() const {  // NOLINT: both convert to each other
+    return has_value() ? std::optional<RotaryConfig>(*config_) : std::nullopt;
+  }
+  [[nodiscard]] RotaryConfig value_or(const RotaryConfig& otherwise) const {
+    return has_value() ? *config_ : otherwise;
+  }
+  /// Forgets the configuration.
+  void reset() { config_.reset(); }
+
   /// The rotation for heads of this size, null without a configuration. Errors: as Rotary's constructor.
   [[nodiscard]] std::shared_ptr<const Rotary> make(Index head_size) const {
     return has_value() ? functions_->make(head_size, *config_) : nullptr;

@@ -200,6 +200,7 @@ class BroadcastView {
   explicit BroadcastView(const X& x) : data_(x.data()), rank_(X::NumDimensions) {
     static_assert(X::NumDimensions >= 1 && X::NumDimensions <= 4, "attn: a mask or bias has rank 1 to 4");
     static_assert(is_row_major<X>, "attn: row-major tensors only, Eigen::Tensor<T, R, Eigen::RowMajor>");
+    checked_size<T>("View", "mask or bias", as_shape(shape_of(x)));
     const View<const T, X::NumDimensions> view(x);
     for (std::size_t axis = 0, to = 4 - view.shape().size(); axis < view.shape().size(); ++axis, ++to) {
       shape_[to] = view.shape()[axis];

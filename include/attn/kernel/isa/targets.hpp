@@ -96,7 +96,8 @@ template <class A, class M, class F>
 [[nodiscard]] Rules<A> rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
   const auto cover = [](const Rules<A>& rules, const Block& block) {
     const Coverage coverage = static_cast<const M*>(rules.mask)->cover(block);
-    return detail::HasBias<M> && coverage == Coverage::full ? Coverage::mixed : coverage;  // the bias remains to be added
+    // A bias remains to be added, in full blocks too.
+    return detail::HasBias<M> && coverage == Coverage::full ? Coverage::mixed : coverage;
   };
   Rules<A> rules{.mask = &mask,
                  .score = &score,
