@@ -5,6 +5,7 @@
 //   attention full   B S H D      -> 32 numbers of the result; what follows times this
 //   attention causal B S H D      -> the same
 //   layer B S E H                 -> the same; LlamaAttention without a mask
+//   gqa B S H G D past            -> the same; causal, S new tokens appended to a cache of `past` ones
 //   run N                         -> milliseconds of one run, the mean of N
 //
 // Inputs are [B,S,H*D] tensors by the formula in support.hpp. An error is answered by "error ..." and ends the program.
@@ -59,18 +60,37 @@ Task layer(Index B, Index S, Index E, Index H) {
   return {[=] { module->forward_into(*y, *x); }, y};
 }
 
+Task group_query(Index B, Index S, Index H, Index G, Index D, Index past) {
+  const auto q = std::make_shared<Tensor<float, 3>>(random<3>({B, S, H * D}, 1));
+  const auto k = std::make_shared<Tensor<float, 3>>(random<3>({B, S, G * D}, 2));
+  const auto v = std::make_shared<Tensor<float, 3>>(random<3>({B, S, G * D}, 3));
+  const auto cache = std::make_shared<attn::KvCache<float>>(B, G, past + S, D);
+  const auto past_keys = random<4>({B, G, past, D}, 4), past_values = random<4>({B, G, past, D}, 5);
+  cache->append(View<const float, 4>(past_keys), View<const float, 4>(past_values));
+  const auto y = std::make_shared<Tensor<float, 3>>(B, S, H * D);
+  return {[=] {
+            cache->append(attn::split_heads(View<const float, 3>(*k), G),
+                          attn::split_heads(View<const float, 3>(*v), G));
+            attn::scaled_dot_product_attention_into(attn::split_heads(*y, H), attn::split_heads(*q, H), cache->keys(),
+                                                    cache->values(), attn::Causal{});
+            cache->roll_back(S);
+          },
+          y};
+}
+
 std::string answer(const std::string& line, Task& task) {
   std::istringstream words(line);
   std::ostringstream out;
   out << std::setprecision(9);
   std::string command, mask;
-  Index n[4] = {};
+  Index n[6] = {};
   words >> command;
   if (command == "attention") words >> mask;
   if (command == "run") {
     words >> n[0];
   } else if (command != "machine" && command != "peak") {
     words >> n[0] >> n[1] >> n[2] >> n[3];
+    if (command == "gqa") words >> n[4] >> n[5];
   }
   if (words.fail()) throw std::invalid_argument("expected a command and its sizes, got: " + line);
 
@@ -86,9 +106,15 @@ std::string answer(const std::string& line, Task& task) {
     });
     out << time * 1e3 / static_cast<double>(n[0]);
   } else {
-    if (command != "attention" && command != "layer") throw std::invalid_argument("no such command: " + command);
     task = {};  // frees the one before
-    task = command == "layer" ? layer(n[0], n[1], n[2], n[3]) : attention(mask, n[0], n[1], n[2], n[3]);
+    if (command == "attention")
+      task = attention(mask, n[0], n[1], n[2], n[3]);
+    else if (command == "layer")
+      task = layer(n[0], n[1], n[2], n[3]);
+    else if (command == "gqa")
+      task = group_query(n[0], n[1], n[2], n[3], n[4], n[5]);
+    else
+      throw std::invalid_argument("no such command: " + command);
     task.run();
     for (Index i = 0; i < 32; ++i) out << (i > 0 ? " " : "") << task.y->data()[i * (task.y->size() - 1) / 31];
   }

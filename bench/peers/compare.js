@@ -5,7 +5,7 @@
 //   node compare.js [sweep] [--pairs N] [--threads N] [--only TEXT] [--json FILE] [--attn PROGRAM] [--rival PROGRAM]
 //
 // sweep      sequence lengths 128 to 4096 for plot.py, instead of the fixed shapes
-// --only     the works whose name contains TEXT: "causal", "layer", "attention full 1 2048"
+// --only     the works whose name contains TEXT: "causal", "layer", "gqa", "attention full 1 2048"
 // --attn     attn_peer, where it is not in build/release/bench/peers
 // --rival    another attn_peer (other flags, another version) in place of ONNX Runtime
 const {spawn} = require('child_process');
@@ -25,6 +25,13 @@ function element(i, seed, bound = 1) {
 function filled(size, seed, bound) {
   const data = new Float32Array(size);
   for (let i = 0; i < size; ++i) data[i] = element(i, seed, bound);
+  return data;
+}
+
+/** [heads, capacity, D] of which the first `past` rows of each head are filled, by their number among all of these. */
+function pastRows(heads, past, capacity, D, seed) {
+  const data = new Float32Array(heads * capacity * D), rows = filled(heads * past * D, seed);
+  for (let h = 0; h < heads; ++h) data.set(rows.subarray(h * past * D, (h + 1) * past * D), h * capacity * D);
   return data;
 }
 
@@ -70,22 +77,44 @@ class OnnxRuntime {
     this.name = `ONNX Runtime ${this.ort.env.versions.node}`;
     this.options = {intraOpNumThreads: threads, interOpNumThreads: 1, graphOptimizationLevel: 'all'};
   }
-  async prepare({kind, causal, B, S, E, H}) {
-    const shape = [B, S, E], size = B * S * E, names = kind === 'layer' ? ['x'] : ['q', 'k', 'v'];
-    const tensor = data => new this.ort.Tensor('float32', data, shape);
-    this.feeds = Object.fromEntries(names.map((name, i) => [name, tensor(filled(size, i + 1))]));
-    this.fetches = {y: tensor(new Float32Array(size))};
+  async prepare(work) {
+    const {model, emptyInputs, feeds, fetches} = work.kind === 'gqa' ? this.groupQuery(work) : this.plain(work);
+    this.feeds = feeds;
+    this.fetches = fetches;
     await this.session?.release();
-    this.session = await this.create(kind === 'layer' ? onnx.layerModel(B, S, E, H, this.weights(E))
-                                                      : onnx.attentionModel(B, S, H, E / H, causal));
-    const empty = await this.create(onnx.emptyModel(names, shape));
-    for (let i = 0; i < 3; ++i) this.overhead = await this.time(20, () => empty.run(this.feeds));
+    this.session = await this.create(model);
+    const [first] = Object.keys(feeds);
+    const empty = await this.create(onnx.emptyModel(emptyInputs, first, feeds[first].dims.length));
+    for (let i = 0; i < 3; ++i) this.overhead = await this.time(20, () => empty.run(feeds));
     await empty.release();
-    const {y} = await this.session.run(this.feeds, this.fetches);
-    return Array.from({length: 32}, (_, i) => y.data[Math.floor(i * (size - 1) / 31)]);
+    const {y} = await this.session.run(feeds, fetches);
+    if (work.kind === 'gqa' && feeds.past_key.data[(work.past + work.S - 1) * work.D] !== feeds.k.data[(work.S - 1) * work.G * work.D])
+      fail(`${work.name}: the new keys are not behind the old ones, past and present are not one buffer`);
+    return Array.from({length: 32}, (_, i) => y.data[Math.floor(i * (y.data.length - 1) / 31)]);
+  }
+  plain({kind, causal, B, S, E, H}) {
+    const shape = [B, S, E], size = B * S * E, names = kind === 'layer' ? ['x'] : ['q', 'k', 'v'];
+    return {model: kind === 'layer' ? onnx.layerModel(B, S, E, H, this.weights(E)) : onnx.attentionModel(B, S, H, E / H, causal),
+            emptyInputs: onnx.floats(names, shape),
+            feeds: Object.fromEntries(names.map((name, i) => [name, this.tensor(filled(size, i + 1), shape)])),
+            fetches: {y: this.tensor(new Float32Array(size), shape)}};
+  }
+  /** Past and present are one buffer, as its fastest path wants it: new keys and values are written behind the old ones. */
+  groupQuery({B, S, H, G, D, past}) {
+    const capacity = past + S, shape = heads => [B, S, heads * D], cache = [B, G, capacity, D];
+    const [keys, values] = [4, 5].map(seed => this.tensor(pastRows(B * G, past, capacity, D, seed), cache));
+    const int32 = (numbers, dims) => new this.ort.Tensor('int32', Int32Array.from(numbers), dims);
+    const size = heads => B * S * heads * D;
+    return {model: onnx.groupQueryModel(B, S, H, G, D, capacity),
+            emptyInputs: onnx.groupQueryInputs(B, S, H, G, D, capacity),
+            feeds: {q: this.tensor(filled(size(H), 1), shape(H)), k: this.tensor(filled(size(G), 2), shape(G)),
+                    v: this.tensor(filled(size(G), 3), shape(G)), past_key: keys, past_value: values,
+                    seqlens_k: int32(Array(B).fill(capacity - 1), [B]), total_sequence_length: int32([capacity], [])},
+            fetches: {y: this.tensor(new Float32Array(size(H)), shape(H)), present_key: keys, present_value: values}};
   }
   async run(times) { return await this.time(times, () => this.session.run(this.feeds, this.fetches)) - this.overhead; }
 
+  tensor(data, shape) { return new this.ort.Tensor('float32', data, shape); }
   create(model) { return this.ort.InferenceSession.create(model, this.options); }
   async time(times, call) {
     const start = process.hrtime.bigint();
@@ -112,11 +141,18 @@ function attention(causal, B, S, H, D) {
 function layer(B, S, E, H) {
   return {name: `layer ${B} ${S} ${E} ${H}`, kind: 'layer', causal: false, B, S, E, H, operations: B * S * E * (8 * E + 4 * S)};
 }
+/** Causal attention of S new tokens after `past` ones, with the new keys and values appended to a cache. */
+function groupQuery(B, S, H, G, D, past) {
+  return {name: `gqa ${B} ${S} ${H} ${G} ${D} ${past}`, kind: 'gqa', B, S, E: H * D, H, G, D, past,
+          operations: 4 * B * H * S * D * (past + S / 2)};
+}
 function fixedWorks() {
   const shapes = [[1, 2048, 32, 128], [1, 1024, 12, 64], [8, 128, 8, 32]];
   return [...[false, true].flatMap(causal => shapes.map(shape => attention(causal, ...shape))),
           ...[[8, 128, 256, 8], [1, 1024, 768, 12], [1, 2048, 1024, 8], [1, 512, 4096, 32], [1, 2048, 4096, 32]]
-              .map(shape => layer(...shape))];
+              .map(shape => layer(...shape)),
+          ...[[1, 2048, 32, 8, 128, 0], [1, 1024, 12, 12, 64, 0], [8, 128, 8, 8, 32, 0], [1, 512, 32, 8, 128, 3584],
+              [1, 1, 32, 8, 128, 4095]].map(shape => groupQuery(...shape))];
 }
 function sweepWorks() {
   return [[12, 64], [32, 128]].flatMap(([H, D]) => [false, true].flatMap(
@@ -154,14 +190,14 @@ async function compare(work, attn, rival, pairs) {
     rival_ms.push(await sample(rival, times));
   }
   const ratios = attn_ms.map((ms, i) => rival_ms[i] / ms);
-  return {work: work.name, shape: {B: work.B, S: work.S, E: work.E, H: work.H}, rival: rival.name, operations: work.operations,
+  return {work: work.name, shape: {B: work.B, S: work.S, E: work.E, H: work.H, G: work.G, past: work.past}, rival: rival.name, operations: work.operations,
           pairs, share_of_peak: median(shares), rival_overhead_ms: rival.overhead, attn_ms, rival_ms, ratio: median(ratios),
           ratio_min: Math.min(...ratios), ratio_max: Math.max(...ratios)};
 }
 
 function report(r) {
   const rate = ms => r.operations / median(ms) * 1e-6;
-  console.log([r.work.padEnd(30), median(r.attn_ms).toFixed(3).padStart(10), rate(r.attn_ms).toFixed(0).padStart(8),
+  console.log([r.work.padEnd(40), median(r.attn_ms).toFixed(3).padStart(10), rate(r.attn_ms).toFixed(0).padStart(8),
                r.share_of_peak.toFixed(2).padStart(7), median(r.rival_ms).toFixed(3).padStart(10),
                rate(r.rival_ms).toFixed(0).padStart(8), `${r.ratio.toFixed(2)} [${r.ratio_min.toFixed(2)}, ${r.ratio_max.toFixed(2)}]`
                    .padStart(19)].join(' '));
@@ -187,7 +223,7 @@ async function main(args) {
   const machine = await attn.machine();
   console.log(`isa ${machine.isa}, threads ${machine.threads}, peak ${machine.peak_gflops.toFixed(0)} GFLOP/s, ` +
               `rival ${rival.name}, ${flags.pairs} pairs`);
-  console.log(`${'work (B S H D, B S E H)'.padEnd(30)}    attn ms  GFLOP/s of peak   rival ms  GFLOP/s   times as fast [min, max]`);
+  console.log(`${'work (B S H D, B S E H, B S H G D past)'.padEnd(40)}    attn ms  GFLOP/s of peak   rival ms  GFLOP/s   times as fast [min, max]`);
   const results = [];
   for (const work of works) {
     results.push(await compare(work, attn, rival, +flags.pairs));

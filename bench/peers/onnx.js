@@ -16,7 +16,7 @@ function field(number, value) {
 }
 const message = (...fields) => Buffer.concat(fields.flat());
 
-/** A ValueInfoProto: a tensor's name and shape. Types: 1 float32, 7 int64. */
+/** A ValueInfoProto: a tensor's name and shape. Types: 1 float32, 6 int32, 7 int64. */
 function value(name, shape, type = 1) {
   const dims = message(shape.map(n => field(1, message(field(1, n)))));
   return message(field(1, name), field(2, message(field(1, message(field(1, type), field(2, dims))))));
@@ -26,10 +26,11 @@ function constant(name, shape, data) {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
   return message(shape.map(n => field(1, n)), field(2, 1), field(8, name), field(9, bytes));
 }
-/** A NodeProto; attributes are integers. */
+/** A NodeProto with one output or several; attributes are integers. */
 function node(type, inputs, output, attributes = {}, domain = '') {
+  const outputs = [output].flat();
   const attribute = ([name, n]) => field(5, message(field(1, name), field(3, n), field(20, 2)));
-  return message(inputs.map(name => field(1, name)), field(2, output), field(3, output), field(4, type),
+  return message(inputs.map(name => field(1, name)), outputs.map(name => field(2, name)), field(3, outputs[0]), field(4, type),
                  Object.entries(attributes).map(attribute), field(7, domain));
 }
 /** A ModelProto: opset 17, and version 1 of com.microsoft. */
@@ -63,10 +64,25 @@ function layerModel(B, S, E, H, weights) {
   return model({inputs: [value('x', shape)], outputs: [value('y', shape)], nodes, constants});
 }
 
-/** A model that takes these inputs and does nothing with them: what a call costs by itself. */
-function emptyModel(names, shape) {
-  return model({inputs: names.map(name => value(name, shape)), outputs: [value('y', [shape.length], 7)],
-                nodes: [node('Shape', [names[0]], 'y')]});
+/** What GroupQueryAttention is given: q, k, v [B,S,heads*D], and `capacity` rows of keys and values so far. */
+function groupQueryInputs(B, S, H, G, D, capacity) {
+  const cache = [B, G, capacity, D];
+  return [value('q', [B, S, H * D]), value('k', [B, S, G * D]), value('v', [B, S, G * D]), value('past_key', cache),
+          value('past_value', cache), value('seqlens_k', [B], 6), value('total_sequence_length', [], 6)];
+}
+/** com.microsoft's GroupQueryAttention, which is causal. Past and present may be one buffer of the caller's. */
+function groupQueryModel(B, S, H, G, D, capacity) {
+  const cache = [B, G, capacity, D], outputs = ['y', 'present_key', 'present_value'];
+  const inputs = ['q', 'k', 'v', 'past_key', 'past_value', 'seqlens_k', 'total_sequence_length'];
+  return model({inputs: groupQueryInputs(B, S, H, G, D, capacity),
+                outputs: [value('y', [B, S, H * D]), value('present_key', cache), value('present_value', cache)],
+                nodes: [node('GroupQueryAttention', inputs, outputs, {num_heads: H, kv_num_heads: G}, 'com.microsoft')]});
 }
 
-module.exports = {attentionModel, layerModel, emptyModel};
+/** A model that takes these inputs (ValueInfoProtos) and does nothing with them: what a call costs by itself. */
+function emptyModel(inputs, first, rank) {
+  return model({inputs, outputs: [value('y', [rank], 7)], nodes: [node('Shape', [first], 'y')]});
+}
+const floats = (names, shape) => names.map(name => value(name, shape));
+
+module.exports = {attentionModel, layerModel, groupQueryInputs, groupQueryModel, emptyModel, floats};
