@@ -6,11 +6,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 namespace attn_test {
@@ -85,7 +88,7 @@ template <class T>
 class Fenced {
  public:
   Fenced(Index rows, Index columns, Index stride)
-      : rows_(rows), columns_(columns), stride_(stride), all_(as_size(2 * margin + rows * stride)) {
+      : rows_(rows), columns_(columns), stride_(std::max<Index>(stride, 1)), all_(as_size(2 * margin + rows * stride_)) {
     std::memset(static_cast<void*>(all_.data()), sentinel, all_.size() * sizeof(T));
   }
 
