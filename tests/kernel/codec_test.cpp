@@ -49,8 +49,7 @@ TYPED_TEST(Codec, StoresRowsOfEverySize) {
       kernel::codec_of<TypeParam>(isa).store(to.data(), to.stride(), from.data(), from_row, rows, n);
       for (Index row = 0; row < rows; ++row)
         for (Index i = 0; i < n; ++i)
-          ASSERT_TRUE(
-              same_bits(to(row, i), stored<TypeParam>(static_cast<double>(from[as_size(row * from_row + i)]))))
+          ASSERT_TRUE(same_bits(to(row, i), stored<TypeParam>(static_cast<double>(from[as_size(row * from_row + i)]))))
               << row << ", " << i;
       ASSERT_TRUE(to.intact());
     });

@@ -34,8 +34,8 @@ void check_factors(Isa isa, const DropoutRule& rule, DropoutPlace first, Dropout
   kernel::arithmetic_of<A>(isa).dropout_factors(factors.data(), rule, first, step);
   for (std::uint32_t i = 0; i < 16; ++i)
     for (std::uint32_t w = 0; w < 4; ++w)
-      ASSERT_EQ(factors(0, w * 16 + i), expected_factor<A>(rule, first.column + i * step.column + w,
-                                                           first.row + i * step.row, first.plane))
+      ASSERT_EQ(factors(0, w * 16 + i),
+                expected_factor<A>(rule, first.column + i * step.column + w, first.row + i * step.row, first.plane))
           << "group " << i << ", column " << w;
   ASSERT_TRUE(factors.intact());
 }
@@ -116,8 +116,8 @@ TYPED_TEST(Drop, LineFollowsTheRuleFromAnyKey) {
         kernel::drop_line(kernel::arithmetic_of<A>(isa), p.data(), keys, rules[1], first, heads);
         SCOPED_TRACE(testing::Message() << keys << " keys from " << key);
         for (Index t = 0; t < keys; ++t)
-          ASSERT_EQ(p(0, t), weights[as_size(t)] * expected_factor<A>(rules[1], static_cast<std::uint32_t>(key + t), 4,
-                                                                      plane_of(first)))
+          ASSERT_EQ(p(0, t), weights[as_size(t)] *
+                                 expected_factor<A>(rules[1], static_cast<std::uint32_t>(key + t), 4, plane_of(first)))
               << "key " << t;
         ASSERT_TRUE(p.intact());
       }

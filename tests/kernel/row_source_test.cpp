@@ -181,9 +181,8 @@ TYPED_TEST(RowSource, PrefetchesBeyondAStepComeFromMemory) {
   Source<TypeParam> source(Isa::baseline, 5, true, 3);
   source.rows.rows(8, 8, 16);
   for (const Index begin : {16, 17, 8 + 64, 8 + 69})
-    EXPECT_EQ(source.rows.ahead(8, begin, 1).row,
-              reinterpret_cast<const char*>(source.memory.data()) +
-                  begin * source.shape.stride * Index{sizeof(TypeParam)});
+    EXPECT_EQ(source.rows.ahead(8, begin, 1).row, reinterpret_cast<const char*>(source.memory.data()) +
+                                                      begin * source.shape.stride * Index{sizeof(TypeParam)});
 }
 
 template <class A>

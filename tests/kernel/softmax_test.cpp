@@ -106,8 +106,8 @@ TYPED_TEST(SoftmaxPanel, StepsOfAnyLengthAreTheOnlineSoftmax) {
       std::vector<Query<TypeParam>> expected(as_size(panel.queries));
       unsigned seed = 1;
       for (const Index keys : {1, 2, 7, 64, 1, 33, 8})  // with larger and with smaller maxima than before
-        ASSERT_NO_FATAL_FAILURE(check_step(
-            panel, expected, numbers_between<TypeParam>(-30, 30, keys * panel.queries, seed++), keys));
+        ASSERT_NO_FATAL_FAILURE(
+            check_step(panel, expected, numbers_between<TypeParam>(-30, 30, keys * panel.queries, seed++), keys));
     }
   });
 }
@@ -305,8 +305,8 @@ TYPED_TEST(SoftmaxRow, IsTheFormulaForEveryLength) {
       for (Index i = 0; i < n; ++i) {
         const Weight weight = weight_of(scores[as_size(i)], row.row_max);
         const double expected = weight.value / row.sum;
-        const double bar = weight.bar / row.sum + expected * (sum_bar + epsilon<A>() + 1.01 * storage_error<TypeParam>) +
-                           smallest_step<TypeParam>;
+        const double bar = weight.bar / row.sum + expected * (sum_bar + epsilon<A>() +
+                                                              1.01 * storage_error<TypeParam>)+smallest_step<TypeParam>;
         ASSERT_NEAR(static_cast<double>(p[as_size(i)]), expected, bar) << i;
       }
       ASSERT_TRUE(y.intact());

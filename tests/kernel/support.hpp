@@ -88,7 +88,10 @@ template <class T>
 class Fenced {
  public:
   Fenced(Index rows, Index columns, Index stride)
-      : rows_(rows), columns_(columns), stride_(std::max<Index>(stride, 1)), all_(as_size(2 * margin + rows * stride_)) {
+      : rows_(rows),
+        columns_(columns),
+        stride_(std::max<Index>(stride, 1)),
+        all_(as_size(2 * margin + rows * stride_)) {
     std::memset(static_cast<void*>(all_.data()), sentinel, all_.size() * sizeof(T));
   }
 
@@ -117,7 +120,7 @@ class Fenced {
   }
 
  private:
-  static constexpr Index margin = 160;  // more than the widest tile
+  static constexpr Index margin = 160;   // more than the widest tile
   static constexpr int sentinel = 0xA5;  // as float and as double a tiny negative number
 
   Index rows_, columns_, stride_;
@@ -191,8 +194,8 @@ class ProductCase {
   [[nodiscard]] double expected(Index r, Index n) const {
     double sum = 0;
     for (Index i = 0; i < shape_.depth; ++i)
-      sum += static_cast<double>(a_[as_size(r * a_row_ + i * a_step_)]) *
-             static_cast<double>(b_[as_size(i * b_row_ + n)]);
+      sum +=
+          static_cast<double>(a_[as_size(r * a_row_ + i * a_step_)]) * static_cast<double>(b_[as_size(i * b_row_ + n)]);
     const auto factor = static_cast<double>(factor_[as_size(n)]);
     switch (shape_.before) {
       case Before::itself:

@@ -27,8 +27,7 @@ TYPED_TEST(Tile, TablesHoldOneTwoAndThreeVectors) {
     const auto& arithmetic = kernel::arithmetic_of<TypeParam>(isa);
     for (Index i = 0; i < 3; ++i) EXPECT_EQ(arithmetic.panel_tiles[i].columns, (i + 1) * arithmetic.lanes);
     EXPECT_EQ(arithmetic.skinny_tiles[2].columns, arithmetic.lanes);
-    for (Index i = 0; i < 2; ++i)
-      EXPECT_GT(arithmetic.skinny_tiles[i].columns, arithmetic.skinny_tiles[i + 1].columns);
+    for (Index i = 0; i < 2; ++i) EXPECT_GT(arithmetic.skinny_tiles[i].columns, arithmetic.skinny_tiles[i + 1].columns);
     EXPECT_EQ(kernel::panel_width<TypeParam> % arithmetic.panel_columns(), 0);
   });
 }
@@ -116,7 +115,8 @@ TYPED_TEST(Tile, NanAndInfinityReachTheirRowAlone) {
     for_each_tile<A>(isa, [](Index rows, Index columns, auto tile, Index) {
       constexpr Index depth = 5;
       for (Index bad = 0; bad < rows; ++bad) {
-        std::vector<A> a(as_size(rows * depth), A{1}), b(as_size(depth * columns), A{1}), factor(as_size(columns), A{1});
+        std::vector<A> a(as_size(rows * depth), A{1}), b(as_size(depth * columns), A{1}),
+            factor(as_size(columns), A{1});
         a[as_size(bad * depth + depth - 1)] = std::numeric_limits<A>::quiet_NaN();
         Fenced<A> c(rows, columns, columns);
         tile({.a = a.data(),

@@ -41,9 +41,9 @@ TYPED_TEST(Transpose, EverySizeUpToThreeVectors) {
 TYPED_TEST(Transpose, KeepsTheBitsOfSpecialNumbers) {
   using Limits = std::numeric_limits<TypeParam>;
   on_every_isa([](Isa isa) {
-    const TypeParam from[] = {-TypeParam{0},         Limits::infinity(),  -Limits::infinity(),  Limits::quiet_NaN(),
-                              Limits::denorm_min(), Limits::max(),       -Limits::quiet_NaN(), TypeParam{1},
-                              -Limits::denorm_min()};
+    const TypeParam from[] = {-TypeParam{0},        Limits::infinity(),   -Limits::infinity(),
+                              Limits::quiet_NaN(),  Limits::denorm_min(), Limits::max(),
+                              -Limits::quiet_NaN(), TypeParam{1},         -Limits::denorm_min()};
     ASSERT_NO_FATAL_FAILURE(check_transpose(isa, 3, 3, from, 3));
     ASSERT_NO_FATAL_FAILURE(check_transpose(isa, 9, 1, from, 1));
   });
