@@ -1,6 +1,9 @@
 // Floor 2. Rows of keys or values, wherever they lie.
 #pragma once
 
+#include <bit>
+#include <cstdint>
+
 #include "../error.hpp"
 #include "../scratch.hpp"
 #include "arithmetic.hpp"
@@ -24,7 +27,7 @@ class RowSource {
     Index size;    ///< elements of a row
     bool copied;
     Index width;  ///< from one copied row to the next, at least `size` in whole vectors
-    Index step;   ///< rows of a step
+    Index step;   ///< rows of a step, at most 64
     Index slots;  ///< steps whose copies are kept
   };
 
@@ -40,24 +43,26 @@ class RowSource {
   void begin(const Storage* first) {
     if (first == first_) return;
     first_ = first;
-    for (Index i = 0; i < shape_.slots && shape_.copied; ++i) slots_[i] = {-1, -1};
+    for (Index i = 0; i < shape_.slots && shape_.copied; ++i) slots_[i] = {-1, 0};
   }
 
   struct Rows {
     const A* first;
     Index stride;
   };
-  /// Rows `begin` to before `end` of the step that starts at `step_begin`.
+  /// Rows `begin` to before `end`, at least one, of the step that starts at `step_begin`.
   Rows rows(Index step_begin, Index begin, Index end) {
     if constexpr (!is_converted<Storage>) {
       if (!shape_.copied) return {first_ + begin * shape_.stride, shape_.stride};
     }
     Slot& slot = slot_of(step_begin);
-    if (slot.step_begin != step_begin) slot = {step_begin, step_begin};
+    if (slot.step_begin != step_begin) slot = {step_begin, 0};
     A* const copy = copy_of(step_begin);
-    if (slot.end < end) {
-      load(copy + (slot.end - step_begin) * shape_.width, slot.end, end);
-      slot.end = end;
+    const std::uint64_t asked = row_bits(begin - step_begin, end - begin);
+    for (std::uint64_t missing = 0; (missing = asked & ~slot.copied) != 0;) {
+      const Index first = std::countr_zero(missing), count = std::countr_one(missing >> first);
+      load(copy + first * shape_.width, step_begin + first, step_begin + first + count);
+      slot.copied |= row_bits(first, count);
     }
     return {copy + (begin - step_begin) * shape_.width, shape_.width};
   }
@@ -65,18 +70,23 @@ class RowSource {
   [[nodiscard]] Prefetch ahead(Index step_begin, Index begin, Index count) const {
     if (shape_.copied && count > 0) {
       const Slot& slot = slot_of(step_begin);
-      if (slot.step_begin == step_begin && slot.end > begin)
-        return Prefetch::of(copy_of(step_begin) + (begin - step_begin) * shape_.width, shape_.width, shape_.size,
-                            count);
+      const Index row = begin - step_begin;
+      if (slot.step_begin == step_begin && row < 64 && (slot.copied >> row & 1) != 0)
+        return Prefetch::of(copy_of(step_begin) + row * shape_.width, shape_.width, shape_.size, count);
     }
     return Prefetch::of(first_ + begin * shape_.stride, shape_.stride, shape_.size, count);
   }
 
  private:
-  /// The step whose copy a slot holds, and the row before which the copy ends.
+  /// The step whose copies a slot holds, and a bit for each row that is copied.
   struct Slot {
-    Index step_begin, end;
+    Index step_begin;
+    std::uint64_t copied;
   };
+  /// The bits of `count` rows from the step's row `first` on; at least one.
+  [[nodiscard]] static std::uint64_t row_bits(Index first, Index count) {
+    return ~std::uint64_t{0} >> (64 - count) << first;
+  }
 
   [[nodiscard]] Index slot_index(Index step_begin) const { return step_begin / shape_.step % shape_.slots; }
   [[nodiscard]] Slot& slot_of(Index step_begin) const { return slots_[slot_index(step_begin)]; }

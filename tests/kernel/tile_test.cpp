@@ -1,0 +1,273 @@
+// The tiles of products, scores of few rows and scaled rows: each function of the table, on each instruction set.
+#include "support.hpp"
+
+#include "../guarded_memory.hpp"
+
+namespace {
+
+using namespace attn_test;
+
+template <class A>
+class Tile : public testing::Test {};
+TYPED_TEST_SUITE(Tile, Accumulators);
+
+/// Calls f(rows, columns, tile, lanes) for all tiles of an instruction set.
+template <class A, class F>
+void for_each_tile(Isa isa, const F& f) {
+  const auto& arithmetic = kernel::arithmetic_of<A>(isa);
+  for (const auto& tiles : {arithmetic.panel_tiles, arithmetic.skinny_tiles})
+    for (int i = 0; i < 3; ++i) {
+      f(tiles[i].rows, tiles[i].columns, tiles[i].whole, arithmetic.lanes);
+      f(Index{1}, tiles[i].columns, tiles[i].one, arithmetic.lanes);
+    }
+}
+
+TYPED_TEST(Tile, TablesHoldOneTwoAndThreeVectors) {
+  on_every_isa([](Isa isa) {
+    const auto& arithmetic = kernel::arithmetic_of<TypeParam>(isa);
+    for (Index i = 0; i < 3; ++i) EXPECT_EQ(arithmetic.panel_tiles[i].columns, (i + 1) * arithmetic.lanes);
+    EXPECT_EQ(arithmetic.skinny_tiles[2].columns, arithmetic.lanes);
+    for (Index i = 0; i < 2; ++i) EXPECT_GT(arithmetic.skinny_tiles[i].columns, arithmetic.skinny_tiles[i + 1].columns);
+    EXPECT_EQ(kernel::panel_width<TypeParam> % arithmetic.panel_columns(), 0);
+  });
+}
+
+TYPED_TEST(Tile, IsTheProductForEveryStartAndStride) {
+  on_every_isa([](Isa isa) {
+    for_each_tile<TypeParam>(isa, [](Index rows, Index columns, auto tile, Index lanes) {
+      for (const Index depth : {0, 1, 2, 3, 8, 33})
+        for (const bool transposed : {false, true})
+          for (const Before before : all_befores) {
+            ProductCase<TypeParam> test({.rows = rows,
+                                         .columns = columns,
+                                         .depth = depth,
+                                         .transposed = transposed,
+                                         .before = before,
+                                         .factors = true,
+                                         .c_row = columns + 7},
+                                        lanes);
+            tile(test.product(), nullptr, -1);
+            ASSERT_NO_FATAL_FAILURE(test.check());
+          }
+    });
+  });
+}
+
+TYPED_TEST(Tile, PrefetchesLeaveTheProductAlone) {
+  std::vector<char> lines(64 * 40);
+  on_every_isa([&](Isa isa) {
+    for_each_tile<TypeParam>(isa, [&](Index rows, Index columns, auto tile, Index lanes) {
+      for (const Index mask : {0, 1, 3, 15}) {
+        ProductCase<TypeParam> test({.rows = rows,
+                                     .columns = columns,
+                                     .depth = 37,
+                                     .transposed = false,
+                                     .before = Before::itself,
+                                     .factors = true,
+                                     .c_row = columns},
+                                    lanes);
+        tile(test.product(), lines.data(), mask);
+        ASSERT_NO_FATAL_FAILURE(test.check());
+      }
+    });
+  });
+}
+
+TYPED_TEST(Tile, StaysWithinTheBarOfSumsOfRealNumbers) {
+  using A = TypeParam;
+  on_every_isa([](Isa isa) {
+    for_each_tile<A>(isa, [](Index rows, Index columns, auto tile, Index) {
+      constexpr Index depth = 77;
+      const auto a = numbers_between<A>(-1, 1, rows * depth, 1), b = numbers_between<A>(-1, 1, depth * columns, 2);
+      const auto before = numbers_between<A>(-1, 1, rows * columns, 3), factor = numbers_between<A>(0, 1, columns, 4);
+      Fenced<A> c(rows, columns, columns);
+      tile({.a = a.data(),
+            .a_row = depth,
+            .b = b.data(),
+            .b_row = columns,
+            .depth = depth,
+            .c = c.data(),
+            .c_row = columns,
+            .before = before.data(),
+            .before_row = columns,
+            .factor = factor.data()},
+           nullptr, -1);
+      for (Index r = 0; r < rows; ++r)
+        for (Index n = 0; n < columns; ++n) {
+          double sum = 0, size = 0;
+          const auto add = [&](A x, A y) {
+            sum += static_cast<double>(x) * static_cast<double>(y);
+            size += std::abs(static_cast<double>(x) * static_cast<double>(y));
+          };
+          for (Index i = 0; i < depth; ++i) add(a[as_size(r * depth + i)], b[as_size(i * columns + n)]);
+          add(before[as_size(r * columns + n)], factor[as_size(n)]);
+          // Each term is rounded as a product, then with each sum it is part of; half an epsilon each, twice for the oracle.
+          const double bar = (depth + 2) * static_cast<double>(std::numeric_limits<A>::epsilon()) * size;
+          ASSERT_NEAR(static_cast<double>(c(r, n)), sum, bar) << "row " << r << ", column " << n;
+        }
+    });
+  });
+}
+
+TYPED_TEST(Tile, NanAndInfinityReachTheirRowAlone) {
+  using A = TypeParam;
+  on_every_isa([](Isa isa) {
+    for_each_tile<A>(isa, [](Index rows, Index columns, auto tile, Index) {
+      constexpr Index depth = 5;
+      for (Index bad = 0; bad < rows; ++bad) {
+        std::vector<A> a(as_size(rows * depth), A{1}), b(as_size(depth * columns), A{1}),
+            factor(as_size(columns), A{1});
+        a[as_size(bad * depth + depth - 1)] = std::numeric_limits<A>::quiet_NaN();
+        Fenced<A> c(rows, columns, columns);
+        tile({.a = a.data(),
+              .a_row = depth,
+              .b = b.data(),
+              .b_row = columns,
+              .depth = depth,
+              .c = c.data(),
+              .c_row = columns,
+              .factor = factor.data()},
+             nullptr, -1);
+        for (Index r = 0; r < rows; ++r)
+          for (Index n = 0; n < columns; ++n) {
+            if (r == bad)
+              ASSERT_TRUE(std::isnan(c(r, n))) << "row " << r << ", column " << n;
+            else
+              ASSERT_EQ(c(r, n), A{depth}) << "row " << r << ", column " << n;
+          }
+      }
+    });
+  });
+}
+
+#if ATTN_TEST_CAN_GUARD
+TYPED_TEST(Tile, ReadsNothingBesideItsOperands) {
+  at_both_ends([](GuardAt where) {
+    on_every_isa([=](Isa isa) {
+      for_each_tile<TypeParam>(isa, [=](Index rows, Index columns, auto tile, Index lanes) {
+        for (const bool transposed : {false, true}) {
+          ProductCase<TypeParam> test({.rows = rows,
+                                       .columns = columns,
+                                       .depth = 6,
+                                       .transposed = transposed,
+                                       .before = Before::nothing,
+                                       .factors = true,
+                                       .c_row = columns},
+                                      lanes);
+          const GuardedCopy<TypeParam> a(test.a().data(), std::ssize(test.a()), where);
+          const GuardedCopy<TypeParam> b(test.b().data(), std::ssize(test.b()), where);
+          const GuardedCopy<TypeParam> factor(test.factor().data(), std::ssize(test.factor()), where);
+          auto product = test.product();
+          product.a = a.data(), product.b = b.data(), product.factor = factor.data();
+          tile(product, nullptr, -1);
+          ASSERT_NO_FATAL_FAILURE(test.check());
+        }
+      });
+    });
+  });
+}
+#endif
+
+template <class A>
+class ScoreRows : public testing::Test {};
+TYPED_TEST_SUITE(ScoreRows, Accumulators);
+
+/// score_rows of whole numbers with all sizes: k starts at `k`, its rows `k_row` apart.
+template <class A>
+void check_scores(Isa isa, Index rows, Index keys, Index D, const A* k, Index k_row) {
+  const auto& arithmetic = kernel::arithmetic_of<A>(isa);
+  const auto q = whole_numbers<A>(rows * D, 1);
+  const Index width = arithmetic.padded(keys);
+  Fenced<A> scores(rows, width, width + 3);
+  const A scale = A{0.25};
+  arithmetic.score_rows(scores.data(), scores.stride(), q.data(), rows, k, k_row, keys, D, scale);
+  SCOPED_TRACE(testing::Message() << rows << " rows, " << keys << " keys, D " << D);
+  for (Index r = 0; r < rows; ++r)
+    for (Index t = 0; t < keys; ++t) {
+      double sum = 0;
+      for (Index d = 0; d < D; ++d)
+        sum += static_cast<double>(q[as_size(r * D + d)]) * static_cast<double>(k[t * k_row + d]);
+      ASSERT_EQ(static_cast<double>(scores(r, t)), sum * 0.25) << "row " << r << ", key " << t;
+    }
+  ASSERT_TRUE(scores.intact()) << "something was written beyond the last vector of a row";
+}
+
+TYPED_TEST(ScoreRows, AreProductsOfEveryRowAndKey) {
+  on_every_isa([](Isa isa) {
+    const Index lanes = kernel::arithmetic_of<TypeParam>(isa).lanes;
+    const auto k = whole_numbers<TypeParam>((2 * lanes + 1) * (3 * lanes + 5), 2);
+    for (Index rows = 1; rows <= 5; ++rows)
+      for (Index keys = 1; keys <= 2 * lanes + 1; ++keys)
+        for (const Index D : {lanes, 3 * lanes})
+          for (const Index k_row : {D, D + 5})
+            ASSERT_NO_FATAL_FAILURE(check_scores(isa, rows, keys, D, k.data(), k_row));
+  });
+}
+
+#if ATTN_TEST_CAN_GUARD
+TYPED_TEST(ScoreRows, ReadNoKeyBesideThoseAskedFor) {
+  at_both_ends([](GuardAt where) {
+    on_every_isa([=](Isa isa) {
+      const Index lanes = kernel::arithmetic_of<TypeParam>(isa).lanes, D = 2 * lanes;
+      for (Index keys = 1; keys <= lanes + 1; ++keys) {
+        const auto numbers = whole_numbers<TypeParam>(keys * D, 3);
+        const GuardedCopy<TypeParam> k(numbers.data(), std::ssize(numbers), where);
+        for (Index rows = 1; rows <= 3; ++rows)
+          ASSERT_NO_FATAL_FAILURE(check_scores(isa, rows, keys, D, static_cast<const TypeParam*>(k.data()), D));
+      }
+    });
+  });
+}
+#endif
+
+template <class A>
+class ScaleRows : public testing::Test {};
+TYPED_TEST_SUITE(ScaleRows, Accumulators);
+
+TYPED_TEST(ScaleRows, MultipliesEachColumnByItsFactor) {
+  on_every_isa([](Isa isa) {
+    const auto& arithmetic = kernel::arithmetic_of<TypeParam>(isa);
+    for (const Index rows : {0, 1, 2, 5})
+      for (Index n = 0; n <= 4 * arithmetic.lanes; n += arithmetic.lanes) {
+        const auto before = whole_numbers<TypeParam>(rows * n, 1), factor = whole_numbers<TypeParam>(n, 2);
+        Fenced<TypeParam> x(rows, n, n + 3);
+        x.fill(before);
+        ASSERT_TRUE(arithmetic.scale_rows(x.data(), x.stride(), rows, n, factor.data()));
+        for (Index i = 0; i < rows * n; ++i)
+          ASSERT_EQ(x(i / n, i % n), before[as_size(i)] * factor[as_size(i % n)]) << i << " of " << rows << " x " << n;
+        ASSERT_TRUE(x.intact());
+      }
+  });
+}
+
+TYPED_TEST(ScaleRows, SaysWhereverAProductIsNotFinite) {
+  using A = TypeParam;
+  using Limits = std::numeric_limits<A>;
+  on_every_isa([](Isa isa) {
+    const auto& arithmetic = kernel::arithmetic_of<A>(isa);
+    const Index rows = 3, n = 2 * arithmetic.lanes;
+    const std::vector<A> twos(as_size(n), A{2});
+    for (const A bad : {Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(), -Limits::quiet_NaN(),
+                        Limits::max(), Limits::lowest()})  // twice the largest number is infinite
+      for (Index at = 0; at < rows * n; ++at) {
+        std::vector<A> x(as_size(rows * n), A{-3});
+        x[as_size(at)] = bad;
+        ASSERT_FALSE(arithmetic.scale_rows(x.data(), n, rows, n, twos.data())) << bad << " at " << at;
+      }
+  });
+}
+
+TYPED_TEST(ScaleRows, CallsTheLargestNumbersFinite) {
+  using A = TypeParam;
+  on_every_isa([](Isa isa) {
+    const auto& arithmetic = kernel::arithmetic_of<A>(isa);
+    const Index n = arithmetic.lanes;
+    const std::vector<A> ones(as_size(n), A{1});
+    for (const A large : {std::numeric_limits<A>::max(), std::numeric_limits<A>::lowest()}) {
+      std::vector<A> x(as_size(n), large);
+      EXPECT_TRUE(arithmetic.scale_rows(x.data(), n, 1, n, ones.data())) << large;
+    }
+  });
+}
+
+}  // namespace
