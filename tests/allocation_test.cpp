@@ -83,13 +83,13 @@ void linear_and_softmax(const auto& expect_none) {
   expect_none("Softmax in place", [&] { softmax.forward_into(z, z); });
   expect_none("Dropout", [&] { dropout.forward_into(z, x); });
 }
-TEST_P(SteadyState, LinearSoftmaxDropout) {
+TEST_P(SteadyState, LinearSoftmaxAndDropoutAllocateNothing) {
   const auto expect = [&](const char* what, const auto& call) { expect_none(what, call); };
   linear_and_softmax<float>(expect);
   linear_and_softmax<Eigen::half>(expect);
 }
 
-TEST_P(SteadyState, Attention) {
+TEST_P(SteadyState, AttentionAllocatesNothing) {
   const auto q = random_tensor<float, 4>({2, 4, 200, 32}, 1), k = random_tensor<float, 4>({2, 2, 200, 32}, 2);
   const auto v = random_tensor<float, 4>({2, 2, 200, 24}, 3);
   const auto bias = random_tensor<float, 2>({200, 200}, 4);
@@ -108,7 +108,7 @@ TEST_P(SteadyState, Attention) {
   });
 }
 
-TEST_P(SteadyState, AttentionOfFewQueries) {
+TEST_P(SteadyState, AttentionOfFewQueriesAllocatesNothing) {
   const auto q = random_tensor<float, 4>({1, 8, 1, 64}, 1), k = random_tensor<float, 4>({1, 2, 2000, 64}, 2);
   Tensor<float, 4> y(1, 8, 1, 64);
   expect_none("one query", [&] { attn::scaled_dot_product_attention_into(y, q, k, k, attn::Causal{}); });
@@ -119,7 +119,7 @@ attn::LlamaAttention<float> module() {
       .hidden_size = 256, .num_attention_heads = 8, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}, .window = 600});
 }
 
-TEST_P(SteadyState, Module) {
+TEST_P(SteadyState, AModuleAllocatesNothing) {
   auto attention = module();
   const auto x = random_tensor<float, 3>({2, 60, 256}, 1);
   const auto bias = random_tensor<float, 4>({2, 1, 1, 60}, 4);
@@ -132,7 +132,7 @@ TEST_P(SteadyState, Module) {
   expect_none("tied", [&] { attention.forward_into(y, x, attn::Causal{}); });
 }
 
-TEST_P(SteadyState, DecodingWithACache) {
+TEST_P(SteadyState, DecodingAllocatesNothing) {
   auto attention = module();
   attention.eval();
   auto cache = attention.make_cache(2, 1200);
@@ -148,7 +148,7 @@ TEST_P(SteadyState, DecodingWithACache) {
   });
 }
 
-TEST_P(SteadyState, CallsOfUnlikeSizesAfterOneRound) {
+TEST_P(SteadyState, CallsOfDifferentSizesAllocateNothing) {
   auto attention = module();
   attention.eval();
   std::vector<Tensor<float, 3>> x, y;

@@ -39,7 +39,7 @@ bool drops(const attn::DropoutRule& rule, const Sizes& n, Position at) {
                     static_cast<std::uint32_t>(at.batch * n.H + at.head));
 }
 
-TEST(AttentionDropout, drops_what_the_rule_says_and_multiplies_the_rest) {
+TEST(AttentionDropout, FollowsTheRuleAndScalesTheRest) {
   for (const double p : {0.1, 0.5, 0.9}) {
     const AttentionOptions options = dropping(p, 77, 3);
     const attn::DropoutRule rule(p, 77, 3);
@@ -51,7 +51,7 @@ TEST(AttentionDropout, drops_what_the_rule_says_and_multiplies_the_rest) {
   }
 }
 
-TEST(AttentionDropout, rate_is_p_within_five_standard_deviations) {
+TEST(AttentionDropout, DropsAShareOfPWithinFiveStandardDeviations) {
   for (const double p : {0.01, 0.1, 0.5, 0.9}) {
     const auto weights = dropped_weights(usual, dropping(p, 5));
     const auto n = static_cast<double>(weights.size());
@@ -60,7 +60,7 @@ TEST(AttentionDropout, rate_is_p_within_five_standard_deviations) {
   }
 }
 
-TEST(AttentionDropout, rate_holds_in_each_row_column_and_head) {
+TEST(AttentionDropout, DropsTheSameShareInEachRowColumnAndHead) {
   const auto weights = dropped_weights(usual, dropping(0.5, 6));
   std::vector<double> rows(70), columns(131), planes(8);
   for_each_position(usual, {}, [&](Position at) {
@@ -78,7 +78,7 @@ TEST(AttentionDropout, rate_holds_in_each_row_column_and_head) {
   expect_half(planes);
 }
 
-TEST(AttentionDropout, mean_over_many_calls_is_the_output_without_dropout) {
+TEST(AttentionDropout, AveragesToTheOutputWithoutDropout) {
   const Sizes n{.B = 1, .H = 2, .G = 1, .S = 3, .T = 20, .D = 4, .Dv = 3};
   const auto in = random_inputs<float>(n, 2);
   const auto expected = scaled_dot_product_attention(in.q, in.k, in.v).output;
@@ -89,7 +89,7 @@ TEST(AttentionDropout, mean_over_many_calls_is_the_output_without_dropout) {
   for (Index i = 0; i < mean.size(); ++i) EXPECT_NEAR(mean.data()[i] / calls, expected.data()[i], 0.05);
 }
 
-TEST(AttentionDropout, output_log_sum_exp_and_weights_match_the_oracle) {
+TEST(AttentionDropout, MatchesTheOracleInEveryOutput) {
   unsigned seed = 6100;
   for (const Sizes& n : many_sizes()) {
     const auto in = random_inputs<float>(n, ++seed);
@@ -100,7 +100,8 @@ TEST(AttentionDropout, output_log_sum_exp_and_weights_match_the_oracle) {
   }
 }
 
-TEST(AttentionDropout, and_masks_match_the_oracle) {  // blocks that are skipped or cut must not shift what is dropped
+// Which weights are dropped must not depend on blocks that are skipped or cut.
+TEST(AttentionDropout, MatchesTheOracleUnderMasks) {
   unsigned seed = 6200;
   for (const Sizes& n : many_sizes()) {
     ++seed;
@@ -114,7 +115,7 @@ TEST(AttentionDropout, and_masks_match_the_oracle) {  // blocks that are skipped
   }
 }
 
-TEST(AttentionDropout, weights_that_are_returned_are_those_that_were_used) {
+TEST(AttentionDropout, ReturnsTheWeightsThatWereUsed) {
   const auto in = random_inputs<float>(usual, 4);
   AttentionOptions options = dropping(0.5, 8);
   options.weights = true;
@@ -129,7 +130,7 @@ TEST(AttentionDropout, weights_that_are_returned_are_those_that_were_used) {
         }
 }
 
-TEST(AttentionDropout, log_sum_exp_knows_nothing_of_it) {
+TEST(AttentionDropout, LeavesLogSumExpUnchanged) {
   const auto in = random_inputs<float>(usual, 5);
   AttentionOptions with = dropping(0.5), without;
   with.log_sum_exp = without.log_sum_exp = true;
@@ -137,7 +138,7 @@ TEST(AttentionDropout, log_sum_exp_knows_nothing_of_it) {
                         scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, NoScore{}, without).log_sum_exp));
 }
 
-TEST(AttentionDropout, p_of_one_gives_zeros_and_of_zero_does_nothing) {
+TEST(AttentionDropout, GivesZerosAtPOneAndDoesNothingAtPZero) {
   const auto in = random_inputs<float>(usual, 6);
   AttentionOptions all = dropping(1.0);
   all.weights = true;
@@ -159,7 +160,7 @@ double shared_zeros(const Tensor<float, 4>& a, const Tensor<float, 4>& b) {
   return shared / zeros;
 }
 
-TEST(AttentionDropout, another_seed_or_call_drops_others) {
+TEST(AttentionDropout, DropsOtherWeightsWithAnotherSeedOrCall) {
   const auto first = dropped_weights(usual, dropping(0.5, 1, 0));
   EXPECT_EQ(shared_zeros(first, dropped_weights(usual, dropping(0.5, 1, 0))), 1.0);
   EXPECT_NEAR(shared_zeros(first, dropped_weights(usual, dropping(0.5, 1, 1))), 0.5, 0.02);
@@ -168,7 +169,7 @@ TEST(AttentionDropout, another_seed_or_call_drops_others) {
       << "the upper half of the seed is not used";
 }
 
-TEST(AttentionDropout, AnotherCallDropsOthersForFewQueriesToo) {
+TEST(AttentionDropout, DropsOtherWeightsInAnotherCallOfFewQueries) {
   const Sizes few{.B = 4, .H = 8, .G = 2, .S = 2, .T = 300, .D = 4};
   const auto first = dropped_weights(few, dropping(0.5, 1, 7));
   EXPECT_EQ(shared_zeros(first, dropped_weights(few, dropping(0.5, 1, 7))), 1.0);
@@ -176,11 +177,11 @@ TEST(AttentionDropout, AnotherCallDropsOthersForFewQueriesToo) {
   EXPECT_NEAR(shared_zeros(first, dropped_weights(few, dropping(0.5, 1, 0))), 0.5, 0.03);
 }
 
-TEST(AttentionDropout, what_is_dropped_at_a_smaller_p_is_dropped_at_a_larger) {
+TEST(AttentionDropout, DropsAtALargerPWhatItDropsAtASmallerOne) {
   EXPECT_EQ(shared_zeros(dropped_weights(usual, dropping(0.2)), dropped_weights(usual, dropping(0.6))), 1.0);
 }
 
-TEST(AttentionDropout, position_alone_decides_not_the_shape) {
+TEST(AttentionDropout, DependsOnPositionAndNotOnShape) {
   const auto small = dropped_weights({.B = 1, .H = 4, .G = 4, .S = 9, .T = 50, .D = 4}, dropping(0.5));
   for (const Sizes& n :
        {Sizes{.B = 3, .H = 4, .G = 1, .S = 9, .T = 50, .D = 7}, Sizes{.B = 1, .H = 4, .G = 4, .S = 9, .T = 53, .D = 4},
@@ -194,7 +195,7 @@ TEST(AttentionDropout, position_alone_decides_not_the_shape) {
   }
 }
 
-TEST(AttentionDropout, position_alone_decides_not_the_type) {
+TEST(AttentionDropout, DependsOnPositionAndNotOnType) {
   const auto in = random_inputs<double>(usual, 7);
   AttentionOptions options = dropping(0.5);
   options.weights = true;

@@ -38,7 +38,7 @@ std::vector<float> many(float filler, std::initializer_list<std::pair<std::size_
   return k;
 }
 
-TEST(AttentionExtremes, large_scores_do_not_overflow) {
+TEST(AttentionExtremes, LargeScoresDoNotOverflow) {
   for (const float size : {100.F, 3e4F, 1e30F, 3e38F}) {
     SCOPED_TRACE(size);
     for (const auto& k : {many(1.F, {{150, -1.F}}), many(-1.F, {{900, 1.F}}), many(0.F, {{3, 1.F}, {1099, -1.F}})})
@@ -48,7 +48,7 @@ TEST(AttentionExtremes, large_scores_do_not_overflow) {
   }
 }
 
-TEST(AttentionExtremes, scores_far_apart_leave_the_largest_alone) {
+TEST(AttentionExtremes, ScoresFarApartLeaveOnlyTheLargest) {
   for (const Index repeat : few_and_many)
     for (const std::size_t winner : {0U, 63U, 64U, 130U, 511U, 512U, 1099U}) {
       const auto in = with_scores({1.F}, many(-3e38F, {{winner, 3e38F}}), repeat);
@@ -57,7 +57,8 @@ TEST(AttentionExtremes, scores_far_apart_leave_the_largest_alone) {
     }
 }
 
-TEST(AttentionExtremes, scores_that_rise_from_tile_to_tile) {  // the running maximum changes at every step
+// The running maximum changes at every step.
+TEST(AttentionExtremes, ScoresMayRiseFromTileToTile) {
   std::vector<float> rising, falling;
   for (int t = 0; t < 1100; ++t) {
     rising.push_back(0.25F * static_cast<float>(t));
@@ -69,7 +70,7 @@ TEST(AttentionExtremes, scores_that_rise_from_tile_to_tile) {  // the running ma
                        unscaled());
 }
 
-TEST(AttentionExtremes, log_sum_exp_of_large_scores) {
+TEST(AttentionExtremes, LogSumExpOfLargeScoresIsFinite) {
   AttentionOptions options = unscaled();
   options.log_sum_exp = true;
   for (const Index repeat : few_and_many) {
@@ -88,11 +89,11 @@ void expect_biased(const std::vector<float>& biases) {
         AdditiveMask(bias), NoScore{}, [&](Position at) { return double{biases[static_cast<std::size_t>(at.key)]}; });
 }
 
-TEST(AttentionExtremes, rows_of_minus_infinity) { expect_biased(many(-inf)); }
-TEST(AttentionExtremes, one_key_left_in_any_tile) {
+TEST(AttentionExtremes, RowsOfMinusInfinityGiveZero) { expect_biased(many(-inf)); }
+TEST(AttentionExtremes, OneKeyMayBeLeftInAnyTile) {
   for (const std::size_t t : {0U, 15U, 16U, 63U, 64U, 511U, 512U, 1099U}) expect_biased(many(-inf, {{t, 0.F}}));
 }
-TEST(AttentionExtremes, whole_tiles_of_minus_infinity_before_between_and_after) {
+TEST(AttentionExtremes, WholeTilesMayBeMinusInfinity) {
   auto biases = many(0.F);
   std::fill(biases.begin(), biases.begin() + 730, -inf);
   expect_biased(biases);
@@ -118,7 +119,7 @@ double off_the_mean(const Inputs<float>& in, const Tensor<float, 4>& y) {
   return largest;
 }
 
-TEST(AttentionExtremes, a_row_of_the_filler_that_hugging_face_uses_gives_the_mean_of_v) {
+TEST(AttentionExtremes, ARowOfFillersGivesTheMeanOfTheValues) {
   // finfo(float).min swallows the score it is added to: all keys weigh the same. -1e9 leaves steps of 64.
   for (const Index rows : few_and_many)
     for (const float filler : {lowest, -1e30F, -1e9F}) {
@@ -128,7 +129,7 @@ TEST(AttentionExtremes, a_row_of_the_filler_that_hugging_face_uses_gives_the_mea
     }
 }
 
-TEST(AttentionExtremes, fillers_before_and_after_ordinary_scores_vanish) {
+TEST(AttentionExtremes, FillersVanishBesideOrdinaryScores) {
   for (const float filler : {lowest, -1e30F, -1e9F, -1e4F}) {
     SCOPED_TRACE(filler);
     expect_biased(many(filler, {{0, 0.F}}));
@@ -137,7 +138,8 @@ TEST(AttentionExtremes, fillers_before_and_after_ordinary_scores_vanish) {
   }
 }
 
-TEST(AttentionExtremes, fillers_among_minus_infinity_share_the_row) {  // -inf is never, the lowest float is a number
+// -inf means never; the lowest float is an ordinary number.
+TEST(AttentionExtremes, FillersAmongMinusInfinityShareTheRow) {
   for (const auto& biases : {many(-inf, {{5, lowest}, {100, lowest}, {1099, lowest}}),
                              many(lowest, {{0, -inf}, {850, -inf}}), many(-inf, {{1099, lowest}})})
     expect_biased(biases);
@@ -183,7 +185,7 @@ TYPED_TEST(AttentionFillers, TheLowestNumberOfAScoreFunctionIsANumber) {
   this->expect_shared_among([](Index) { return true; });
 }
 
-TYPED_TEST(AttentionFillers, MinusInfinityOfAScoreFunctionIsNever) {
+TYPED_TEST(AttentionFillers, MinusInfinityOfAScoreFunctionTakesTheKeyAway) {
   this->expect_shared_among([](Index) { return false; });
 }
 
@@ -201,9 +203,9 @@ TYPED_TEST(AttentionFillers, TheLowestNumberOfAMaskIsANumber) {
   }
 }
 
-TEST(AttentionExtremes, fillers_of_unlike_size) { expect_biased(many(lowest, {{20, -1e30F}, {930, -1e30F}})); }
+TEST(AttentionExtremes, TheLargestFillersTakeTheRow) { expect_biased(many(lowest, {{20, -1e30F}, {930, -1e30F}})); }
 
-TEST(AttentionExtremes, an_infinite_score_is_nan_in_its_own_row) {
+TEST(AttentionExtremes, AnInfiniteScoreIsNanInItsOwnRow) {
   for (const Index S : {3, 30})
     for (const Index t : {0, 77, 799}) {
       const auto in = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = S, .T = 800, .D = 8, .Dv = 6}, 4);
@@ -219,7 +221,8 @@ TEST(AttentionExtremes, an_infinite_score_is_nan_in_its_own_row) {
     }
 }
 
-TEST(AttentionExtremes, tiny_values_and_queries_pass_through) {  // subnormal numbers are numbers
+// Subnormal values must not be flushed to zero.
+TEST(AttentionExtremes, SubnormalValuesPassThrough) {
   for (const Index repeat : few_and_many) {
     auto in = with_scores({1e-40F}, {1.F}, repeat);
     in.v.setConstant(1e-40F);
@@ -228,7 +231,7 @@ TEST(AttentionExtremes, tiny_values_and_queries_pass_through) {  // subnormal nu
   }
 }
 
-TEST(AttentionExtremes, large_values_do_not_overflow) {
+TEST(AttentionExtremes, LargeValuesDoNotOverflow) {
   for (const Index rows : few_and_many) {
     auto in = random_inputs<float>({.S = rows, .T = 200, .D = 4, .Dv = 3}, 5);
     in.v.setConstant(1e36F);  // sums of p v are divided last: T times the largest value must fit

@@ -24,14 +24,14 @@ bool live(const std::vector<Index>& lengths, Position at) {
   return at.key < lengths[static_cast<std::size_t>(at.batch)];
 }
 
-TEST(JoinedMask, causal_and_window) {
+TEST(JoinedMask, MatchesCausalAndWindow) {
   unsigned seed = 2100;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), Causal{} & SlidingWindow(21, 5), NoScore{},
                      [=](Position at) { return only_if(causal(n, at) && window(n, at, 21)); });
 }
 
-TEST(JoinedMask, causal_and_padding) {
+TEST(JoinedMask, MatchesCausalAndPadding) {
   unsigned seed = 2200;
   for (const Sizes& n : many_sizes()) {
     const auto lengths = some_lengths(n);
@@ -40,7 +40,7 @@ TEST(JoinedMask, causal_and_padding) {
   }
 }
 
-TEST(JoinedMask, causal_window_and_padding) {
+TEST(JoinedMask, MatchesCausalWindowAndPadding) {
   unsigned seed = 2300;
   for (const Sizes& n : many_sizes()) {
     const auto lengths = some_lengths(n);
@@ -49,7 +49,7 @@ TEST(JoinedMask, causal_window_and_padding) {
   }
 }
 
-TEST(JoinedMask, causal_and_callable) {
+TEST(JoinedMask, MatchesCausalAndCallable) {
   unsigned seed = 2400;
   const auto even = [](Position at) { return (at.key + at.head) % 2 == 0; };
   for (const Sizes& n : many_sizes())
@@ -57,7 +57,7 @@ TEST(JoinedMask, causal_and_callable) {
                      [=](Position at) { return only_if(causal(n, at) && (at.key + at.head) % 2 == 0); });
 }
 
-TEST(JoinedMask, callable_and_padding) {
+TEST(JoinedMask, MatchesCallableAndPadding) {
   unsigned seed = 2500;
   const auto even = [](Position at) { return (at.key + at.row) % 2 == 0; };
   for (const Sizes& n : many_sizes()) {
@@ -81,7 +81,7 @@ struct Tensors {
   }
 };
 
-TEST(JoinedMask, additive_and_causal_in_either_order) {
+TEST(JoinedMask, MatchesAdditiveAndCausalInEitherOrder) {
   unsigned seed = 2600;
   for (const Sizes& n : many_sizes()) {
     const Tensors t(n, ++seed);
@@ -92,7 +92,7 @@ TEST(JoinedMask, additive_and_causal_in_either_order) {
   }
 }
 
-TEST(JoinedMask, everything) {
+TEST(JoinedMask, MatchesSixMasksAtOnce) {
   unsigned seed = 2700;
   for (const Sizes& n : many_sizes()) {
     const Tensors t(n, ++seed);
@@ -109,7 +109,7 @@ TEST(JoinedMask, everything) {
   }
 }
 
-TEST(JoinedMask, a_mask_joined_with_itself_or_with_no_mask_is_itself) {
+TEST(JoinedMask, IsTheMaskItselfWhenJoinedWithItselfOrNoMask) {
   const Sizes n{.B = 1, .H = 2, .G = 1, .S = 40, .T = 51, .D = 6, .Dv = 7};
   const auto in = random_inputs<float>(n, 2800);
   const auto alone = attn::scaled_dot_product_attention(in.q, in.k, in.v, Causal{}).output;

@@ -7,20 +7,20 @@ namespace {
 using namespace attn_test;
 using attn::NoScore;
 
-TEST(AttentionMask, no_mask) {
+TEST(AttentionMask, NoMaskMatchesPlainCode) {
   unsigned seed = 100;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), attn::NoMask{}, NoScore{}, keep_all);
 }
 
-TEST(AttentionMask, causal) {
+TEST(AttentionMask, CausalMatchesPlainCode) {
   unsigned seed = 200;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), attn::Causal{}, NoScore{},
                      [=](Position at) { return only_if(at.key <= at.row + n.T - n.S); });
 }
 
-TEST(AttentionMask, causal_top_left) {
+TEST(AttentionMask, CausalTopLeftMatchesPlainCode) {
   unsigned seed = 300;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), attn::Causal{attn::Align::top_left}, NoScore{},
@@ -31,7 +31,7 @@ struct Window {
   Index width, ahead;
 };
 
-TEST(AttentionMask, sliding_window) {
+TEST(AttentionMask, SlidingWindowMatchesPlainCode) {
   unsigned seed = 400;
   for (const Window w : {Window{1, 0}, {5, 0}, {64, 0}, {3, 4}, {1, 100}, {100000, 2}})
     for (const Sizes& n : many_sizes()) {
@@ -44,7 +44,7 @@ TEST(AttentionMask, sliding_window) {
     }
 }
 
-TEST(AttentionMask, padding) {
+TEST(AttentionMask, PaddingMatchesPlainCode) {
   unsigned seed = 500;
   for (const Sizes& n : many_sizes()) {
     std::vector<Index> lengths;
@@ -97,7 +97,7 @@ const std::array<Sizes, 4> few_sizes{{{.B = 2, .H = 4, .G = 2, .S = 13, .T = 37,
                                       {.B = 1, .H = 1, .G = 1, .S = 66, .T = 270, .D = 3, .Dv = 2},
                                       {.B = 2, .H = 3, .G = 3, .S = 1, .T = 90, .D = 8, .Dv = 8}}};
 
-TEST(AttentionMask, keep_mask_of_every_rank_and_broadcast) {
+TEST(AttentionMask, KeepMaskOfEveryRankBroadcasts) {
   const auto values = random_tensor<float, 1>({100000}, 1);
   std::vector<char> bits;  // a row is empty here and there
   for (Index i = 0; i < values.size(); ++i) bits.push_back(values(i) > -0.5F && i % 700 > 40 ? 1 : 0);
@@ -115,7 +115,7 @@ TEST(AttentionMask, keep_mask_of_every_rank_and_broadcast) {
   }
 }
 
-TEST(AttentionMask, additive_mask_of_every_rank_and_broadcast) {
+TEST(AttentionMask, AdditiveMaskOfEveryRankBroadcasts) {
   auto values = random_tensor<float, 1>({100000}, 2, 2.0);
   for (Index i = 0; i < values.size(); i += 5) values(i) = -std::numeric_limits<float>::infinity();
   unsigned seed = 700;
@@ -131,14 +131,14 @@ TEST(AttentionMask, additive_mask_of_every_rank_and_broadcast) {
   }
 }
 
-TEST(AttentionMask, an_additive_tensor_is_a_mask_as_it_stands) {
+TEST(AttentionMask, AFloatTensorIsAnAdditiveMask) {
   const Sizes n = few_sizes[0];
   const auto bias = random_tensor<float, 2>({n.S, n.T}, 3);
   expect_attention(random_inputs<float>(n, 800), bias, NoScore{},
                    [&](Position at) { return double{bias(at.row, at.key)}; });
 }
 
-TEST(AttentionMask, additive_mask_may_be_of_another_type_than_the_scores) {
+TEST(AttentionMask, AdditiveMaskMayHaveAnotherTypeThanTheScores) {
   const Sizes n = few_sizes[0];
   auto bias = random_tensor<double, 2>({n.S, n.T}, 4);
   bias(1, 2) = -infinity;
@@ -146,7 +146,7 @@ TEST(AttentionMask, additive_mask_may_be_of_another_type_than_the_scores) {
                    [&](Position at) { return bias(at.row, at.key); });
 }
 
-TEST(AttentionMask, callable_sees_batch_head_row_query_and_key) {
+TEST(AttentionMask, CallableSeesBatchHeadRowQueryAndKey) {
   unsigned seed = 900;
   for (const Sizes& n : many_sizes()) {
     const auto keep = [](Position at) {
@@ -176,7 +176,7 @@ struct Transposed {
   View<T, 4> view;
 };
 
-TEST(AttentionMask, TransposedViewsGiveWhatPackedOnesGive) {
+TEST(AttentionMask, TransposedViewsGiveTheSameAsPackedOnes) {
   for (const Sizes& n : few_sizes) {
     SCOPED_TRACE(testing::Message() << n);
     const auto in = random_inputs<float>(n, 1);
@@ -207,7 +207,7 @@ struct SameParagraph {
   }
 };
 
-TEST(AttentionMask, a_mask_of_ones_own_with_cover) {
+TEST(AttentionMask, AUserDefinedMaskMayHaveCover) {
   unsigned seed = 1000;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), SameParagraph{}, NoScore{},
@@ -253,7 +253,7 @@ TEST(AttentionMask, AModuleTakesAPlainFunction) {
   EXPECT_TRUE(same_bits(module.forward(x, even_keys), module.forward(x, lambda)));
 }
 
-TEST(AttentionMask, a_mask_whose_cover_differs_by_head) {
+TEST(AttentionMask, CoverMayDifferByHead) {
   unsigned seed = 1100;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), Stripes{}, NoScore{},

@@ -22,14 +22,14 @@ double alibi_slope(Index head, Index heads) {
   return static_cast<float>(std::pow(2.0, -exponent));
 }
 
-TEST(AttentionScore, soft_cap) {
+TEST(AttentionScore, SoftCapMatchesPlainCode) {
   unsigned seed = 3100;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), NoMask{}, SoftCap(1.5F), keep_all,
                      [](double x, Position) { return soft_cap(x, 1.5); });
 }
 
-TEST(AttentionScore, soft_cap_and_causal) {
+TEST(AttentionScore, SoftCapUnderACausalMaskMatchesPlainCode) {
   unsigned seed = 3200;
   for (const Sizes& n : many_sizes())
     expect_attention(
@@ -38,7 +38,7 @@ TEST(AttentionScore, soft_cap_and_causal) {
         [](double x, Position) { return soft_cap(x, 50.0); });
 }
 
-TEST(AttentionScore, alibi) {
+TEST(AttentionScore, AlibiMatchesPlainCode) {
   unsigned seed = 3300;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<float>(n, ++seed), NoMask{}, Alibi(n.H), keep_all, [=](double x, Position at) {
@@ -46,7 +46,7 @@ TEST(AttentionScore, alibi) {
     });
 }
 
-TEST(AttentionScore, score_bias_of_every_rank) {
+TEST(AttentionScore, ScoreBiasOfEveryRankMatchesPlainCode) {
   unsigned seed = 3400;
   for (const Sizes& n : many_sizes()) {
     const auto in = random_inputs<float>(n, ++seed);
@@ -65,7 +65,7 @@ TEST(AttentionScore, score_bias_of_every_rank) {
   }
 }
 
-TEST(AttentionScore, callable_sees_score_batch_head_row_query_and_key) {
+TEST(AttentionScore, CallableSeesScoreBatchHeadRowQueryAndKey) {
   unsigned seed = 3500;
   const auto score = [](float x, Position at) {
     return 0.7F * x + 0.25F * static_cast<float>(at.batch) - 0.01F * static_cast<float>(at.row) +
@@ -78,7 +78,7 @@ TEST(AttentionScore, callable_sees_score_batch_head_row_query_and_key) {
     });
 }
 
-TEST(AttentionScore, callable_that_returns_minus_infinity_masks) {
+TEST(AttentionScore, ReturningMinusInfinityMasksTheKey) {
   unsigned seed = 3600;
   const auto score = [](float x, Position at) { return at.key % 3 == 1 ? -std::numeric_limits<float>::infinity() : x; };
   for (const Sizes& n : many_sizes())
@@ -86,7 +86,7 @@ TEST(AttentionScore, callable_that_returns_minus_infinity_masks) {
                      [](Position at) { return only_if(at.key % 3 != 1); });
 }
 
-TEST(AttentionScore, chain_and_mask) {
+TEST(AttentionScore, ChainUnderAMaskMatchesPlainCode) {
   unsigned seed = 3700;
   for (const Sizes& n : many_sizes()) {
     const auto bias = random_tensor<float, 2>({n.S, n.T}, ++seed);

@@ -69,7 +69,7 @@ void expect_sums(const std::vector<float>& scores, const std::vector<float>& val
   }
 }
 
-TEST(AttentionSums, OneLargeWeightAmongMillionSmallOnes) {
+TEST(AttentionSums, MayHoldOneSmallWeightAmongAMillionLargerOnes) {
   for (const std::size_t keys : {32768U, 131072U, 1048576U}) {
     SCOPED_TRACE(keys);
     std::vector<float> scores(keys, std::log(0.1F)), values(keys, 1.F);
@@ -78,7 +78,7 @@ TEST(AttentionSums, OneLargeWeightAmongMillionSmallOnes) {
   }
 }
 
-TEST(AttentionSums, ManyUnlikeWeights) {
+TEST(AttentionSums, AreAsExactAsBlockedSumsOfUnlikeWeights) {
   for (const std::size_t keys : {5000U, 300001U, 1048576U}) {
     SCOPED_TRACE(keys);
     const auto scores = random_tensor<float, 1>({static_cast<Index>(keys)}, 11, 2.0);
@@ -100,7 +100,8 @@ TEST(AttentionSums, ThirtyTwoMillionEqualKeysWeighOne) {
   EXPECT_NEAR(y.log_sum_exp(0, 0, 4), 0.5 + 25 * std::log(2.0), 1e-5);
 }
 
-TEST(AttentionSums, ChunksOfKeysJoinUnderEveryMask) {  // more keys than are summed up before they join a total
+// There are more keys than one partial sum takes.
+TEST(AttentionSums, ChunksOfKeysJoinUnderEveryMask) {
   const Sizes n{.B = 1, .H = 2, .G = 1, .S = 60, .T = 9001, .D = 8, .Dv = 5};
   expect_attention(random_inputs<float>(n, 21), Causal{}, NoScore{},
                    [&](Position at) { return only_if(at.key <= at.row + n.T - n.S); });

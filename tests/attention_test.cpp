@@ -20,7 +20,7 @@ PlainMask plain_causal(const Sizes& n) {
   return [=](Position at) { return only_if(at.key <= at.row + n.T - n.S); };
 }
 
-TEST(Attention, a_case_worked_by_hand) {
+TEST(Attention, GivesTheResultOfACaseWorkedByHand) {
   Tensor<float, 4> q(1, 1, 1, 2), k(1, 1, 2, 2), v(1, 1, 2, 1);
   q.setValues({{{{1, 1}}}});
   k.setValues({{{{0, 0}, {1, 1}}}});  // scores 0 and 2 / sqrt(2)
@@ -36,7 +36,7 @@ TEST(Attention, a_case_worked_by_hand) {
 
 // ---- Options ----------------------------------------------------------------------------------------------------
 
-TEST(AttentionOptions, scale) {
+TEST(AttentionOptions, ScaleMayBeAnyNumber) {
   for (const double scale : {1.0, 0.05, -0.3, 0.0}) {
     SCOPED_TRACE(scale);
     AttentionOptions options;
@@ -45,7 +45,7 @@ TEST(AttentionOptions, scale) {
   }
 }
 
-TEST(AttentionOptions, scale_defaults_to_one_over_the_root_of_the_head_size) {
+TEST(AttentionOptions, ScaleDefaultsToOneOverTheRootOfTheHeadSize) {
   const auto in = random_inputs<float>({.S = 9, .T = 20, .D = 16, .Dv = 3}, 2);
   AttentionOptions options;
   options.scale = 0.25;
@@ -53,7 +53,7 @@ TEST(AttentionOptions, scale_defaults_to_one_over_the_root_of_the_head_size) {
                         scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, NoScore{}, options).output));
 }
 
-TEST(AttentionOptions, weights_and_log_sum_exp_over_many_sizes) {
+TEST(AttentionOptions, WeightsMatchTheOracleOverManySizes) {
   unsigned seed = 4100;
   AttentionOptions options;
   options.weights = true;
@@ -61,7 +61,8 @@ TEST(AttentionOptions, weights_and_log_sum_exp_over_many_sizes) {
     expect_attention(random_inputs<float>(n, ++seed), Causal{}, NoScore{}, plain_causal(n), same_score, options);
 }
 
-TEST(AttentionOptions, WeightsUnderAWindowStandAtTheirOwnKeys) {  // no window begins where a step of keys does
+// These windows do not start at a multiple of the kernel's step of keys.
+TEST(AttentionOptions, WeightsUnderAWindowAreStoredAtTheirOwnKeys) {
   unsigned seed = 4200;
   AttentionOptions options;
   options.weights = true;
@@ -76,7 +77,7 @@ TEST(AttentionOptions, WeightsUnderAWindowStandAtTheirOwnKeys) {  // no window b
           same_score, options);
 }
 
-TEST(AttentionOptions, weights_of_a_row_sum_to_one_or_to_zero_where_it_has_no_key) {
+TEST(AttentionOptions, WeightsOfARowSumToOneOrToZeroWithoutKeys) {
   const Sizes n{.B = 2, .H = 2, .G = 1, .S = 40, .T = 31, .D = 8, .Dv = 4};  // the first 9 queries see nothing
   const auto in = random_inputs<float>(n, 3);
   const auto result = scaled_dot_product_attention(in.q, in.k, in.v, Causal{}, NoScore{}, {.weights = true});
@@ -89,7 +90,7 @@ TEST(AttentionOptions, weights_of_a_row_sum_to_one_or_to_zero_where_it_has_no_ke
       }
 }
 
-TEST(AttentionOptions, log_sum_exp_is_of_the_scores_and_minus_infinity_without_a_key) {
+TEST(AttentionOptions, LogSumExpIsMinusInfinityWithoutKeys) {
   const Sizes n{.B = 1, .H = 2, .G = 2, .S = 12, .T = 10, .D = 8, .Dv = 4};
   const auto in = random_inputs<float>(n, 4);
   const auto result = scaled_dot_product_attention(in.q, in.k, in.v, Causal{}, NoScore{}, {.log_sum_exp = true});
@@ -109,7 +110,7 @@ TEST(AttentionOptions, log_sum_exp_is_of_the_scores_and_minus_infinity_without_a
     }
 }
 
-TEST(AttentionOptions, what_was_not_asked_for_is_empty) {
+TEST(AttentionOptions, OutputsThatWereNotAskedForAreEmpty) {
   const auto in = random_inputs<float>(usual, 5);
   const auto result = scaled_dot_product_attention(in.q, in.k, in.v);
   EXPECT_EQ(result.output.size(), usual.B * usual.H * usual.S * usual.Dv);
@@ -117,7 +118,7 @@ TEST(AttentionOptions, what_was_not_asked_for_is_empty) {
   EXPECT_EQ(result.weights.size(), 0);
 }
 
-TEST(AttentionOptions, asking_for_more_does_not_change_the_output) {
+TEST(AttentionOptions, AskingForMoreDoesNotChangeTheOutput) {
   // The kernel may take another path for the weights: nearly the same bits, and the same bar for both.
   const auto in = random_inputs<float>(usual, 6);
   const auto plain = scaled_dot_product_attention(in.q, in.k, in.v, Causal{});
@@ -127,7 +128,7 @@ TEST(AttentionOptions, asking_for_more_does_not_change_the_output) {
   EXPECT_LT(difference(plain.output, with_weights.output).largest, 2e-6);
 }
 
-TEST(AttentionOptions, query_start_moves_each_batch_entry_by_itself) {
+TEST(AttentionOptions, QueryStartMovesEachBatchEntryByItself) {
   const Sizes n{.B = 5, .H = 2, .G = 1, .S = 9, .T = 90, .D = 8, .Dv = 5};
   const std::vector<Index> start{0, 81, 40, -4, 200};  // before the first key and past the last one, too
   AttentionOptions options;
@@ -149,7 +150,7 @@ TEST(AttentionOptions, query_start_moves_each_batch_entry_by_itself) {
       options);
 }
 
-TEST(AttentionOptions, query_start_with_ragged_padding_is_decoding_from_a_cache) {
+TEST(AttentionOptions, QueryStartAndPaddingGiveEachSequenceItsOwnResult) {
   // What a batch gives is what each sequence gives alone, its keys cut to its length.
   const Sizes n{.B = 3, .H = 4, .G = 2, .S = 2, .T = 70, .D = 8, .Dv = 6};
   const auto in = random_inputs<float>(n, 9);
@@ -181,14 +182,14 @@ class AttentionForms : public testing::Test {
   Tensor<float, 4> out = filled<float, 4>({n.B, n.H, n.S, n.Dv}, 42.F);
 };
 
-TEST_F(AttentionForms, into_a_tensor) {
+TEST_F(AttentionForms, WritesIntoATensor) {
   const float* before = out.data();
   scaled_dot_product_attention_into(out, in.q, in.k, in.v, Causal{});
   EXPECT_TRUE(same_bits(out, expected));
   EXPECT_EQ(out.data(), before);
 }
 
-TEST_F(AttentionForms, maps_in_and_out_const_and_not) {
+TEST_F(AttentionForms, TakesMapsOfConstAndMutableElements) {
   TensorMap<float, 4> q(in.q.data(), n.B, n.H, n.S, n.D);
   TensorMap<const float, 4> k(in.k.data(), n.B, n.G, n.T, n.D);
   const TensorMap<float, 4> v(in.v.data(), n.B, n.G, n.T, n.Dv);
@@ -198,7 +199,7 @@ TEST_F(AttentionForms, maps_in_and_out_const_and_not) {
   EXPECT_TRUE(same_bits(out, expected));
 }
 
-TEST_F(AttentionForms, a_temporary_map_or_view_takes_the_output) {
+TEST_F(AttentionForms, WritesThroughATemporaryMapOrView) {
   scaled_dot_product_attention_into(TensorMap<float, 4>(out.data(), n.B, n.H, n.S, n.Dv), in.q, in.k, in.v, Causal{});
   EXPECT_TRUE(same_bits(out, expected));
   out.setConstant(42.F);
@@ -206,7 +207,7 @@ TEST_F(AttentionForms, a_temporary_map_or_view_takes_the_output) {
   EXPECT_TRUE(same_bits(out, expected));
 }
 
-TEST_F(AttentionForms, outputs_struct_writes_what_it_has_room_for) {
+TEST_F(AttentionForms, WritesTheOutputsThatHaveMemory) {
   auto log_sum_exp = filled<float, 3>({n.B, n.H, n.S}, 42.F);
   auto weights = filled<float, 4>(n.scores(), 42.F);
   const auto oracle = ask_oracle(in, plain_causal(n), same_score, {});
@@ -267,7 +268,7 @@ void expect_each_part_alone(const Sizes& n) {
   }
 }
 
-TEST(AttentionParts, EachIsWrittenAloneAsWithTheOthers) {
+TEST(AttentionParts, EachMayBeWrittenWithoutTheOthers) {
   for (const Sizes& n : {usual, Sizes{.B = 2, .H = 4, .G = 2, .S = 1, .T = 700, .D = 16, .Dv = 16},
                          Sizes{.B = 1, .H = 2, .G = 1, .S = 130, .T = 90, .D = 8, .Dv = 16},
                          Sizes{.B = 1, .H = 2, .G = 1, .S = 3, .T = 0, .D = 8, .Dv = 5}}) {
@@ -277,7 +278,7 @@ TEST(AttentionParts, EachIsWrittenAloneAsWithTheOthers) {
   }
 }
 
-TEST_F(AttentionForms, empty_results_of_every_kind) {
+TEST_F(AttentionForms, GivesEmptyResultsTheRightShape) {
   for (const Sizes& m : {Sizes{.B = 0, .H = 2, .G = 1, .S = 3, .T = 3, .D = 4, .Dv = 2},
                          Sizes{.B = 2, .H = 2, .G = 1, .S = 0, .T = 3, .D = 4, .Dv = 2},
                          Sizes{.B = 2, .H = 0, .G = 0, .S = 3, .T = 3, .D = 4, .Dv = 2},
@@ -293,14 +294,14 @@ TEST_F(AttentionForms, empty_results_of_every_kind) {
   }
 }
 
-TEST_F(AttentionForms, values_of_size_zero_still_have_log_sum_exp_and_weights) {
+TEST_F(AttentionForms, GivesWeightsForValuesOfSizeZero) {
   const Sizes m{.B = 1, .H = 2, .G = 1, .S = 5, .T = 6, .D = 4, .Dv = 0};
   AttentionOptions options;
   options.weights = true;
   expect_attention(random_inputs<float>(m, 12), Causal{}, NoScore{}, plain_causal(m), same_score, options);
 }
 
-TEST_F(AttentionForms, calls_one_after_the_other_do_not_disturb_each_other) {
+TEST_F(AttentionForms, EarlierCallsDoNotChangeLaterOnes) {
   // Scratch memory is kept between calls: a large call before a small one must not show in it.
   for (const Sizes& m : {Sizes{.B = 1, .H = 2, .G = 2, .S = 300, .T = 310, .D = 64, .Dv = 64}, usual,
                          Sizes{.B = 1, .H = 1, .G = 1, .S = 1, .T = 1, .D = 1, .Dv = 1}, usual}) {
@@ -316,7 +317,7 @@ TEST_F(AttentionForms, calls_one_after_the_other_do_not_disturb_each_other) {
 
 // ---- Strides ----------------------------------------------------------------------------------------------------
 
-TEST(AttentionStrides, heads_split_by_strides_in_and_out) {
+TEST(AttentionStrides, HeadsMayBeSplitByStrides) {
   for (const Sizes& n : {usual, Sizes{.B = 1, .H = 2, .G = 2, .S = 140, .T = 260, .D = 16, .Dv = 16}}) {
     SCOPED_TRACE(testing::Message() << n);
     const auto q = random_tensor<float, 3>({n.B, n.S, n.H * n.D}, 14);
@@ -360,7 +361,7 @@ struct Spread {
   }
 };
 
-TEST(AttentionStrides, gaps_are_neither_read_nor_written) {
+TEST(AttentionStrides, GapsAreNeitherReadNorWritten) {
   for (const Sizes& n : {usual, Sizes{.B = 1, .H = 4, .G = 1, .S = 1, .T = 300, .D = 24, .Dv = 31},
                          Sizes{.B = 1, .H = 2, .G = 1, .S = 90, .T = 200, .D = 33, .Dv = 16}}) {
     SCOPED_TRACE(testing::Message() << n);
@@ -380,7 +381,7 @@ TEST(AttentionStrides, gaps_are_neither_read_nor_written) {
   }
 }
 
-TEST(AttentionStrides, QueriesKeysValuesAndOutputInterleaveInOneBuffer) {
+TEST(AttentionStrides, InputsAndOutputMayInterleaveInOneBuffer) {
   for (const Index S : {3, 200}) {
     constexpr Index B = 2, H = 4, D = 12, E = H * D;
     auto buffer = random_tensor<float, 3>({B, S, 4 * E}, 22);
@@ -402,7 +403,7 @@ TEST(AttentionStrides, QueriesKeysValuesAndOutputInterleaveInOneBuffer) {
   }
 }
 
-TEST(AttentionStrides, one_key_may_serve_every_token_and_one_head_every_batch_entry) {  // strides of 0
+TEST(AttentionStrides, StridesOfZeroRepeatHeadsAndBatchEntries) {
   const Sizes n{.B = 2, .H = 2, .G = 2, .S = 6, .T = 11, .D = 5, .Dv = 4};
   const auto q = random_tensor<float, 4>({n.B, n.H, n.S, n.D}, 18);
   const auto k = random_tensor<float, 4>({1, 1, n.T, n.D}, 19);

@@ -22,13 +22,13 @@ struct Names {
 using Types = testing::Types<double, Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(AttentionTypes, Types, Names);
 
-TYPED_TEST(AttentionTypes, no_mask) {
+TYPED_TEST(AttentionTypes, MatchesTheOracleWithoutAMask) {
   unsigned seed = 5100;
   for (const Sizes& n : many_sizes())
     expect_attention(random_inputs<TypeParam>(n, ++seed), NoMask{}, NoScore{}, keep_all);
 }
 
-TYPED_TEST(AttentionTypes, causal_and_padding_with_weights) {
+TYPED_TEST(AttentionTypes, MatchesTheOracleUnderCausalAndPadding) {
   unsigned seed = 5200;
   attn::AttentionOptions options;
   for (const Sizes& n : many_sizes()) {
@@ -41,7 +41,7 @@ TYPED_TEST(AttentionTypes, causal_and_padding_with_weights) {
   }
 }
 
-TYPED_TEST(AttentionTypes, additive_mask_of_the_same_type_and_soft_cap) {
+TYPED_TEST(AttentionTypes, TakesAnAdditiveMaskOfTheSameType) {
   unsigned seed = 5300;
   for (const Sizes& n : many_sizes()) {
     auto bias = random_tensor<TypeParam, 2>({n.S, n.T}, ++seed);
@@ -53,7 +53,7 @@ TYPED_TEST(AttentionTypes, additive_mask_of_the_same_type_and_soft_cap) {
   }
 }
 
-TYPED_TEST(AttentionTypes, log_sum_exp_is_returned_as_it_was_summed) {
+TYPED_TEST(AttentionTypes, ReturnsLogSumExpInTheAccumulatorsType) {
   using A = std::conditional_t<std::is_same_v<TypeParam, double>, double, float>;
   static_assert(std::is_same_v<attn::Accumulator<TypeParam>, A>);
   static_assert(std::is_same_v<decltype(attn::AttentionResult<TypeParam>::log_sum_exp), Tensor<A, 3>>);

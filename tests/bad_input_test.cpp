@@ -51,52 +51,52 @@ class BadInput : public testing::Test {
   }
 };
 
-TEST_F(BadInput, the_fixture_is_good_input) {
+TEST_F(BadInput, TheFixtureItselfIsAccepted) {
   attn::scaled_dot_product_attention_into(all(), q, k, v);
   EXPECT_FALSE(untouched(output) || untouched(log_sum_exp) || untouched(weights));
 }
 
-TEST_F(BadInput, error_is_an_invalid_argument) {
+TEST_F(BadInput, ThrowsAnInvalidArgument) {
   static_assert(std::is_base_of_v<std::invalid_argument, attn::Error>);
   EXPECT_THROW(static_cast<void>(attn::scaled_dot_product_attention(q, v, v)), attn::Error);
 }
 
 // ---- Shapes -----------------------------------------------------------------------------------------------------
 
-TEST_F(BadInput, keys_of_another_head_size) {
+TEST_F(BadInput, RefusesKeysOfAnotherHeadSize) {
   EXPECT_TRUE(reads(refusal_into(all(), q, v, v), {fn, "k", "expected [2,2,5,8]", "got [2,2,5,6]"}));
 }
-TEST_F(BadInput, keys_of_another_batch) {
+TEST_F(BadInput, RefusesKeysOfAnotherBatch) {
   Tensor<float, 4> other(3, 2, 5, 8);
   EXPECT_TRUE(reads(refusal_into(all(), q, other, v), {fn, "k", "expected [2,2,5,8]", "got [3,2,5,8]"}));
 }
-TEST_F(BadInput, keys_and_values_of_unlike_length) {
+TEST_F(BadInput, RefusesKeysAndValuesOfDifferentLength) {
   Tensor<float, 4> other(2, 2, 4, 6);
   EXPECT_TRUE(reads(refusal_into(all(), q, k, other), {fn, "v", "expected [2,2,5,6]", "got [2,2,4,6]"}));
 }
-TEST_F(BadInput, keys_and_values_of_unlike_heads) {
+TEST_F(BadInput, RefusesKeysAndValuesWithDifferentHeads) {
   Tensor<float, 4> other(2, 1, 5, 6);
   EXPECT_TRUE(reads(refusal_into(all(), q, k, other), {fn, "v", "expected [2,2,5,6]", "got [2,1,5,6]"}));
 }
-TEST_F(BadInput, heads_not_divisible_by_key_value_heads) {
+TEST_F(BadInput, RefusesHeadsThatKeyValueHeadsDoNotDivide) {
   Tensor<float, 4> k3(2, 3, 5, 8), v3(2, 3, 5, 6);
   EXPECT_TRUE(reads(refusal_into(all(), q, k3, v3), {fn, "heads", "expected a multiple of 3", "got q [2,4,3,8]"}));
 }
-TEST_F(BadInput, no_key_value_heads) {
+TEST_F(BadInput, RefusesZeroKeyValueHeads) {
   Tensor<float, 4> k0(2, 0, 5, 8), v0(2, 0, 5, 6);
   EXPECT_TRUE(reads(refusal_into(all(), q, k0, v0), {fn, "heads", "expected a multiple of 0", "got q [2,4,3,8]"}));
 }
-TEST_F(BadInput, head_size_zero) {
+TEST_F(BadInput, RefusesAHeadSizeOfZero) {
   Tensor<float, 4> q0(2, 4, 3, 0), k0(2, 2, 5, 0);
   EXPECT_TRUE(reads(refusal_into(all(), q0, k0, v), {fn, "head size", "expected at least 1", "got q [2,4,3,0]"}));
 }
-TEST_F(BadInput, output_of_another_shape) {
+TEST_F(BadInput, RefusesAnOutputOfAnotherShape) {
   Tensor<float, 4> other(2, 4, 3, 8);
   AttentionOutputs<float> out = all();
   out.output = other;
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [2,4,3,8]"}));
 }
-TEST_F(BadInput, OutputTensorWithoutMemory) {
+TEST_F(BadInput, RefusesAnOutputTensorWithoutMemory) {
   Tensor<float, 4> none;
   EXPECT_TRUE(reads(error_of([&] { attn::scaled_dot_product_attention_into(none, q, k, v); }),
                     {fn, "output", "expected [2,4,3,6]", "got [0,0,0,0]"}));
@@ -105,19 +105,19 @@ TEST_F(BadInput, OutputTensorWithoutMemory) {
   out.output = no_batch;
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected [2,4,3,6]", "got [0,4,3,6]"}));
 }
-TEST_F(BadInput, log_sum_exp_of_another_shape) {
+TEST_F(BadInput, RefusesALogSumExpOfAnotherShape) {
   Tensor<float, 3> other(2, 4, 5);
   AttentionOutputs<float> out = all();
   out.log_sum_exp = other;
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "log_sum_exp", "expected [2,4,3]", "got [2,4,5]"}));
 }
-TEST_F(BadInput, weights_of_another_shape) {
+TEST_F(BadInput, RefusesWeightsOfAnotherShape) {
   Tensor<float, 4> other(2, 2, 3, 5);
   AttentionOutputs<float> out = all();
   out.weights = other;
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "weights", "expected [2,4,3,5]", "got [2,2,3,5]"}));
 }
-TEST_F(BadInput, views_whose_last_axis_has_gaps) {
+TEST_F(BadInput, RefusesQueriesOrOutputWithGapsInTheLastAxis) {
   const View<const float, 4> gaps(q.data(), {2, 2, 3, 4}, {96, 24, 8, 2});
   Tensor<float, 4> k4(2, 2, 5, 4), v4(2, 2, 5, 6);
   AttentionOutputs<float> out;
@@ -128,13 +128,13 @@ TEST_F(BadInput, views_whose_last_axis_has_gaps) {
   out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 6, 2});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "expected a contiguous last axis"}));
 }
-TEST_F(BadInput, KeysOrValuesWhoseLastAxisHasGaps) {
+TEST_F(BadInput, RefusesKeysOrValuesWithGapsInTheLastAxis) {
   const View<const float, 4> k_apart(k.data(), {2, 2, 5, 8}, {80, 40, 8, 2}),
       v_apart(v.data(), {2, 2, 5, 6}, {60, 30, 6, 2});
   EXPECT_TRUE(reads(refusal_into(all(), q, k_apart, v), {fn, "contiguous last axis"}));
   EXPECT_TRUE(reads(refusal_into(all(), q, k, v_apart), {fn, "contiguous last axis"}));
 }
-TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
+TEST_F(BadInput, RefusesLogSumExpAndWeightsWithGaps) {
   AttentionOutputs<float> out = all();
   out.log_sum_exp = View<float, 3>(log_sum_exp.data(), {2, 4, 3}, {12, 3, 2});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "log_sum_exp", "expected a packed tensor"}));
@@ -142,7 +142,7 @@ TEST_F(BadInput, log_sum_exp_and_weights_with_gaps) {
   out.weights = View<float, 4>(weights.data(), {2, 4, 3, 5}, {60, 15, 6, 1});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "weights", "expected a packed tensor"}));
 }
-TEST_F(BadInput, more_than_two_to_the_30_queries_keys_or_heads) {
+TEST_F(BadInput, RefusesMoreThan2ToThe30QueriesKeysOrHeads) {
   constexpr Index many = (Index{1} << 30) + 1;
   const auto view = [&](Index h, Index s, Index d) { return View<const float, 4>(q.data(), {1, h, s, d}); };
   AttentionOutputs<float> out = all();
@@ -153,7 +153,7 @@ TEST_F(BadInput, more_than_two_to_the_30_queries_keys_or_heads) {
   EXPECT_TRUE(
       reads(refusal_into(out, view(many, 3, 8), view(1, 5, 8), view(1, 5, 6)), {fn, "expected at most 2^30 queries"}));
 }
-TEST_F(BadInput, MoreElementsThanMemoryCanHold) {
+TEST_F(BadInput, RefusesMoreElementsThanMemoryCanHold) {
   constexpr Index many = Index{1} << 30;
   const auto repeated = [&](Index heads, Index rows, Index size) {  // one row for all
     return View<const float, 4>(q.data(), {1, heads, rows, size}, {0, 0, 0, 1});
@@ -168,7 +168,7 @@ TEST_F(BadInput, MoreElementsThanMemoryCanHold) {
   EXPECT_TRUE(reads(result(repeated(2, many, 8), repeated(1, many, 8), repeated(1, many, 0), true),
                     {"[attn::Tensor] shape", "memory can hold", "got [1,2,1073741824,1073741824]"}));
 }
-TEST_F(BadInput, OutputsNotAskedForAreStillCounted) {
+TEST_F(BadInput, RefusesSizesOfOutputsThatWereNotAskedFor) {
   AttentionOutputs<float> out;
   out.log_sum_exp = log_sum_exp;
   const View<const float, 4> v_wide(v.data(), {2, 2, 0, (Index{1} << 30) + 1}), k_none(k.data(), {2, 2, 0, 8});
@@ -177,14 +177,14 @@ TEST_F(BadInput, OutputsNotAskedForAreStillCounted) {
 
 // ---- Memory -----------------------------------------------------------------------------------------------------
 
-TEST_F(BadInput, OutputThatReachesAnElementTwice) {
+TEST_F(BadInput, RefusesAnOutputThatReachesAnElementTwice) {
   AttentionOutputs<float> out = all();
   out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 0, 6, 1});
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "each element once", "got [72,0,6,1]"}));
   out.output = View<float, 4>(output.data(), {2, 4, 3, 6}, {72, 18, 5, 1});  // rows that run into each other
   EXPECT_TRUE(reads(refusal_into(out, q, k, v), {fn, "output", "each element once", "got [72,18,5,1]"}));
 }
-TEST_F(BadInput, OutputThatSharesMemoryWithAnInput) {
+TEST_F(BadInput, RefusesAnOutputThatSharesMemoryWithAnInput) {
   Tensor<float, 4> k6(2, 2, 5, 6), q6(2, 4, 3, 6);
   k6.setConstant(42.F), q6.setConstant(42.F);
   const auto shares = [&](const View<float, 4>& y, const View<const float, 4>& q_, std::string_view what) {
@@ -197,7 +197,7 @@ TEST_F(BadInput, OutputThatSharesMemoryWithAnInput) {
   EXPECT_TRUE(shares(View<float, 4>(k6.data() + 59, {2, 2, 1, 6}), View<const float, 4>(output.data(), {2, 2, 1, 6}), "k"));
   EXPECT_TRUE(untouched(k6) && untouched(q6));
 }
-TEST_F(BadInput, OutputsThatShareMemoryWithEachOther) {
+TEST_F(BadInput, RefusesOutputsThatShareMemoryWithEachOther) {
   std::vector<float> memory(500, 42.F);
   const View<float, 4> y(memory.data(), {2, 4, 3, 6});  // 144 elements
   const auto refused = [&](const AttentionOutputs<float>& out, std::string_view what, std::string_view other) {
@@ -213,7 +213,7 @@ TEST_F(BadInput, OutputsThatShareMemoryWithEachOther) {
   attn::scaled_dot_product_attention_into(beside, q, k, v);
   EXPECT_EQ(memory[288], 42.F);
 }
-TEST_F(BadInput, ReferenceRefusesTheSameMemory) {
+TEST_F(BadInput, TheReferenceRefusesSharedMemoryToo) {
   const View<float, 4> onto_v(v.data(), {2, 4, 1, 6});
   const auto text = error_of([&] {
     attn::reference::scaled_dot_product_attention_into<float>({onto_v, {}, {}}, View<const float, 4>(q.data(), {2, 4, 1, 8}), k, v,
@@ -221,7 +221,7 @@ TEST_F(BadInput, ReferenceRefusesTheSameMemory) {
   });
   EXPECT_TRUE(reads(text, {fn, "output", "memory of its own", "also v"}));
 }
-TEST_F(BadInput, heads_that_do_not_divide_the_last_dimension) {
+TEST_F(BadInput, SplitHeadsRefusesHeadsThatDoNotDivide) {
   Tensor<float, 3> x(2, 7, 48);
   EXPECT_TRUE(reads(error_of([&] { static_cast<void>(attn::split_heads(x, 5)); }),
                     {"[attn::split_heads] ", "expected a multiple of 5", "got [2,7,48]"}));
@@ -230,7 +230,7 @@ TEST_F(BadInput, heads_that_do_not_divide_the_last_dimension) {
 
 // ---- Options ----------------------------------------------------------------------------------------------------
 
-TEST_F(BadInput, dropout_outside_zero_to_one_or_nan) {
+TEST_F(BadInput, RefusesADropoutThatIsNoProbability) {
   AttentionOptions options;
   const auto with = [&](double p) {
     options.dropout = p;
@@ -242,21 +242,21 @@ TEST_F(BadInput, dropout_outside_zero_to_one_or_nan) {
   EXPECT_TRUE(reads(with(infinity), {fn, "dropout", "expected a probability in [0,1]", "got inf"}));
   EXPECT_TRUE(reads(with(-1e-9), {fn, "dropout", "expected a probability in [0,1]", "got -"}));
 }
-TEST_F(BadInput, a_number_just_outside_is_printed_so_that_it_differs) {
+TEST_F(BadInput, PrintsNumbersJustOutsideTheRangeDistinctly) {
   AttentionOptions options;
   options.dropout = 1.000000001;
   EXPECT_FALSE(refusal(NoMask{}, NoScore{}, options).ends_with("got 1"));
   options.dropout = -1e-9;
   EXPECT_FALSE(refusal(NoMask{}, NoScore{}, options).ends_with("got -0"));
 }
-TEST_F(BadInput, scale_that_is_not_finite) {
+TEST_F(BadInput, RefusesAScaleThatIsNotFinite) {
   AttentionOptions options;
   for (const double scale : {infinity, -infinity, not_a_number}) {
     options.scale = scale;
     EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options), {fn, "scale", "expected a finite number", "got "}));
   }
 }
-TEST_F(BadInput, ScaleThatScoresCannotHold) {
+TEST_F(BadInput, RefusesAScaleThatScoresCannotHold) {
   const double most = std::numeric_limits<float>::max();
   AttentionOptions options;
   for (const double scale : {1e300, -1e300, std::nextafter(most, infinity)}) {
@@ -266,18 +266,18 @@ TEST_F(BadInput, ScaleThatScoresCannotHold) {
   options.scale = most;
   EXPECT_NO_THROW(static_cast<void>(attn::scaled_dot_product_attention(q, k, v, NoMask{}, NoScore{}, options)));
 }
-TEST(BadScale, DoubleScoresHoldWhatFloatScoresCannot) {
+TEST(BadScale, IsLargerForDoubleThanForFloat) {
   const auto x = filled<double, 4>({1, 1, 2, 3}, 0.0);
   EXPECT_NO_THROW(static_cast<void>(attn::scaled_dot_product_attention(x, x, x, NoMask{}, NoScore{}, {.scale = 1e300})));
 }
-TEST_F(BadInput, query_start_of_another_length) {
+TEST_F(BadInput, RefusesAQueryStartOfAnotherLength) {
   const std::array<Index, 3> start{1, 2, 3};
   AttentionOptions options;
   options.query_start = start;
   EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),
                     {fn, "query_start", "expected one for each of 2 batch entries", "got 3"}));
 }
-TEST_F(BadInput, query_start_beyond_2_to_the_30) {
+TEST_F(BadInput, RefusesAQueryStartBeyond2ToThe30) {
   AttentionOptions options;
   for (const Index far : {(Index{1} << 30) + 1, Index{1} << 40, -(Index{1} << 30) - 1, std::numeric_limits<Index>::min(),
                           std::numeric_limits<Index>::max()}) {
@@ -288,7 +288,8 @@ TEST_F(BadInput, query_start_beyond_2_to_the_30) {
   }
 }
 
-TEST_F(BadInput, PositionsOfQueriesEndWithin2ToThe30) {  // the fixture has 3 queries
+// The fixture has 3 queries: the last one may stand at 2^30 - 1 at most.
+TEST_F(BadInput, RefusesQueriesThatEndBeyond2ToThe30) {
   constexpr Index limit = Index{1} << 30;
   AttentionOptions options;
   for (const Index far : {limit, limit - 1, limit - 2, -limit - 1}) {
@@ -306,7 +307,7 @@ TEST_F(BadInput, PositionsOfQueriesEndWithin2ToThe30) {  // the fixture has 3 qu
 
 // ---- Masks ------------------------------------------------------------------------------------------------------
 
-TEST_F(BadInput, keep_mask_that_does_not_broadcast) {
+TEST_F(BadInput, RefusesAKeepMaskThatDoesNotBroadcast) {
   Tensor<bool, 2> keep(3, 4);
   Tensor<bool, 1> keys(6);
   Tensor<bool, 4> all_axes(2, 3, 3, 5);
@@ -316,7 +317,7 @@ TEST_F(BadInput, keep_mask_that_does_not_broadcast) {
   EXPECT_TRUE(reads(refusal(KeepMask(keys)), {fn, "KeepMask", "expected [2,4,3,5]", "got [6]"}));
   EXPECT_TRUE(reads(refusal(KeepMask(all_axes)), {fn, "KeepMask", "expected [2,4,3,5]", "got [2,3,3,5]"}));
 }
-TEST_F(BadInput, additive_mask_that_does_not_broadcast) {
+TEST_F(BadInput, RefusesAnAdditiveMaskThatDoesNotBroadcast) {
   Tensor<float, 2> bias(2, 5);
   Tensor<float, 3> heads(2, 3, 5);  // [B,S,T] is a common slip
   Tensor<float, 4> empty(2, 4, 3, 0);
@@ -325,24 +326,24 @@ TEST_F(BadInput, additive_mask_that_does_not_broadcast) {
   EXPECT_TRUE(reads(refusal(heads), {fn, "AdditiveMask", "expected [2,4,3,5]", "got [2,3,5]"}));
   EXPECT_TRUE(reads(refusal(AdditiveMask(empty)), {fn, "AdditiveMask", "expected [2,4,3,5]", "got [2,4,3,0]"}));
 }
-TEST_F(BadInput, masks_are_checked_wherever_they_are_joined) {
+TEST_F(BadInput, ChecksMasksWhereverTheyAreJoined) {
   Tensor<float, 2> bias(3, 4);
   const auto any = [](Position) { return true; };
   EXPECT_TRUE(reads(refusal(Causal{} & AdditiveMask(bias)), {fn, "AdditiveMask", "got [3,4]"}));
   const auto deep = any & (AdditiveMask(bias) & Causal{}) & SlidingWindow(3);
   EXPECT_TRUE(reads(error_of([&] { deep.check("f", 2, 4, 3, 5); }), {"[attn::f] AdditiveMask", "got [3,4]"}));
 }
-TEST_F(BadInput, padding_of_another_batch) {
+TEST_F(BadInput, RefusesPaddingOfAnotherBatch) {
   const std::vector<Index> lengths{1, 2, 3};
   EXPECT_TRUE(
       reads(refusal(Padding(lengths)), {fn, "Padding", "expected one length for each of 2 batch entries", "got 3"}));
 }
-TEST_F(BadInput, padding_lengths_below_zero_or_past_the_keys) {
+TEST_F(BadInput, RefusesPaddingLengthsOutsideTheKeys) {
   const std::vector<Index> negative{-1, 2}, long_one{2, 6};
   EXPECT_TRUE(reads(refusal(Padding(negative)), {fn, "Padding", "expected lengths from 0 to 5", "got -1"}));
   EXPECT_TRUE(reads(refusal(Padding(long_one)), {fn, "Padding", "expected lengths from 0 to 5", "got 6"}));
 }
-TEST_F(BadInput, window_of_zero_or_less) {
+TEST_F(BadInput, RefusesAWindowBelowOne) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(0)); }),
                     {"[attn::SlidingWindow] ", "expected at least 1", "got 0"}));
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(-3)); }),
@@ -350,14 +351,14 @@ TEST_F(BadInput, window_of_zero_or_less) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(std::numeric_limits<Index>::min())); }),
                     {"[attn::SlidingWindow] ", "got -9"}));
 }
-TEST_F(BadInput, window_with_less_than_no_key_ahead) {
+TEST_F(BadInput, RefusesAWindowWithANegativeNumberOfKeysAhead) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SlidingWindow(4, -1)); }),
                     {"[attn::SlidingWindow] ", "ahead", "expected at least 0", "got -1"}));
 }
 
 // ---- Scores -----------------------------------------------------------------------------------------------------
 
-TEST_F(BadInput, soft_cap_that_is_not_a_positive_number) {
+TEST_F(BadInput, RefusesASoftCapThatIsNotPositive) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SoftCap(0.F)); }),
                     {"[attn::SoftCap] ", "expected a positive number", "got 0"}));
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(SoftCap(-2.5F)); }),
@@ -366,12 +367,12 @@ TEST_F(BadInput, soft_cap_that_is_not_a_positive_number) {
     EXPECT_TRUE(reads(error_of([=] { static_cast<void>(SoftCap(cap)); }),
                       {"[attn::SoftCap] ", "expected a positive number", "got "}));
 }
-TEST_F(BadInput, alibi_without_heads_or_for_other_heads) {
+TEST_F(BadInput, RefusesAlibiForAnotherNumberOfHeads) {
   EXPECT_TRUE(reads(error_of([] { static_cast<void>(Alibi(0)); }), {"[attn::Alibi] ", "expected at least 1", "got 0"}));
   EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(2)), {fn, "Alibi", "expected slopes for 4 heads", "got 2"}));
   EXPECT_TRUE(reads(refusal(NoMask{}, Alibi(8)), {fn, "Alibi", "expected slopes for 4 heads", "got 8"}));
 }
-TEST_F(BadInput, score_bias_that_does_not_broadcast_alone_or_in_a_chain) {
+TEST_F(BadInput, RefusesAScoreBiasThatDoesNotBroadcast) {
   Tensor<float, 3> bias(2, 3, 5);
   EXPECT_TRUE(reads(refusal(NoMask{}, ScoreBias(bias)),
                     {fn, "ScoreBias", "does not broadcast", "expected [2,4,3,5]", "got [2,3,5]"}));

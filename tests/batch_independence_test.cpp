@@ -54,25 +54,25 @@ class BatchIndependence : public testing::Test {};
 using Scalars = testing::Types<float, double, Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(BatchIndependence, Scalars);
 
-TYPED_TEST(BatchIndependence, OfDecodingWithCausalMask) {
+TYPED_TEST(BatchIndependence, HoldsForDecodingWithACausalMask) {
   for (const Index S : {1, 3})
     for (const Index G : {1, 3}) expect_independent<TypeParam>(S, G, {10, 2100, 255, 256, 257, 777, 33}, Causal{});
 }
 
-TYPED_TEST(BatchIndependence, OfDecodingInAWindow) {
+TYPED_TEST(BatchIndependence, HoldsForDecodingInAWindow) {
   for (const Index window : {17, 300})
     expect_independent<TypeParam>(2, 1, {40, 1500, 513, 700}, Causal{} & attn::SlidingWindow(window));
 }
 
-TYPED_TEST(BatchIndependence, OfDecodingWithAMaskOfOnesOwn) {
+TYPED_TEST(BatchIndependence, HoldsForDecodingWithAUserDefinedMask) {
   expect_independent<TypeParam>(1, 2, {40, 1500, 513}, attn::as_mask([](Position at) { return at.key % 3 != 1; }));
 }
 
-TYPED_TEST(BatchIndependence, OfManyQueries) {
+TYPED_TEST(BatchIndependence, HoldsForManyQueries) {
   for (const Index S : {7, 60}) expect_independent<TypeParam>(S, 2, {60, 300, 65, 128}, Causal{});
 }
 
-TYPED_TEST(BatchIndependence, OfRowsOfALinearLayer) {
+TYPED_TEST(BatchIndependence, HoldsForRowsOfALinearLayer) {
   for (const Index in : {5, 512, 513, 1300})
     for (const Index out : {1, 48, 50, 131}) {
       const Linear<TypeParam> linear(in, out, true, 1);

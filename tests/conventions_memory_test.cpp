@@ -24,7 +24,7 @@ using attn::scaled_dot_product_attention;
 
 // ---- layout: row-major, [B,S,E] outside, [B,H,S,D] as strided views inside: no transpose is written ----
 
-TEST(Conventions, layout_heads_are_strided_views) {
+TEST(Conventions, LayoutSplitsHeadsByStrides) {
   Tensor<float, 3> x(2, 5, 24);
   const View<float, 4> heads = attn::split_heads(x, 3);
   EXPECT_EQ(heads.data(), x.data());
@@ -37,7 +37,7 @@ TEST(Conventions, layout_heads_are_strided_views) {
   static_assert(std::is_same_v<decltype(attn::split_heads(read_only, 3)), View<const float, 4>>);
 }
 
-TEST(Conventions, layout_is_row_major) {
+TEST(Conventions, LayoutIsRowMajor) {
   static_assert(std::is_same_v<attn::Tensor<float, 3>, Eigen::Tensor<float, 3, Eigen::RowMajor>>);
   const View<float, 3> x(nullptr, {2, 3, 4});
   EXPECT_EQ(x.stride(0), 12);
@@ -88,7 +88,8 @@ class Reserved {
   std::size_t bytes_;
 };
 
-TEST(Conventions, padding_is_not_even_loaded) {  // a load past the length ends the program
+// The pages past the length are guarded: a load there would end the program.
+TEST(Conventions, PaddingIsNotEvenLoaded) {
   for (const Index S : {3, 40}) {
     const Sizes live{.B = 1, .H = 2, .G = 1, .S = S, .T = 37, .D = 7, .Dv = 5};
     const auto in = random_inputs<float>(live, 9);
@@ -102,7 +103,7 @@ TEST(Conventions, padding_is_not_even_loaded) {  // a load past the length ends 
   }
 }
 
-TEST(Conventions, nothing_outside_the_tensors_is_read_or_written) {
+TEST(Conventions, NothingOutsideTheTensorsIsReadOrWritten) {
   for (const Sizes& n : many_sizes()) {
     if (n.B * n.S * n.T == 0) continue;
     SCOPED_TRACE(testing::Message() << n);
@@ -120,7 +121,7 @@ TEST(Conventions, nothing_outside_the_tensors_is_read_or_written) {
 
 // ---- offsets: 64-bit, also inside kernels ----
 
-TEST(Conventions, offsets_are_64_bit) {
+TEST(Conventions, OffsetsAre64Bit) {
 #ifdef ATTN_TEST_TSAN
   GTEST_SKIP() << "the sanitizer has no room for so many addresses";
 #endif

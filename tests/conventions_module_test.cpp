@@ -8,7 +8,7 @@ namespace {
 
 using namespace attn_test;
 
-TEST(Conventions, dropout_is_off_in_eval) {
+TEST(Conventions, DropoutIsOffInEvaluation) {
   const auto x = random_tensor<float, 3>({2, 7, 24}, 1);
   attn::LlamaAttention<float> with(24, 3, 0.5), without(24, 3, 0.0);
   without.share(with);
@@ -21,12 +21,12 @@ TEST(Conventions, dropout_is_off_in_eval) {
   EXPECT_FALSE(same_bits(with.forward(x), with.forward(x))) << "each call drops others";
 }
 
-TEST(Conventions, dropout_acts_in_a_new_module) {
+TEST(Conventions, DropoutActsInANewModule) {
   EXPECT_TRUE(attn::LlamaAttention<float>(24, 3).is_training());
   EXPECT_TRUE(attn::Dropout<float>(0.5).is_training());
 }
 
-TEST(Conventions, dropout_of_a_row_without_keys_leaves_it_zero) {
+TEST(Conventions, DropoutLeavesARowWithoutKeysZero) {
   attn::LlamaAttention<float> module(
       attn::LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2, .bias = false});
   Tensor<float, 2> mask(3, 3);
@@ -35,13 +35,13 @@ TEST(Conventions, dropout_of_a_row_without_keys_leaves_it_zero) {
   EXPECT_TRUE(same_bits(y, filled<float, 3>({1, 3, 8}, 0.F)));
 }
 
-TEST(Conventions, layout_is_b_s_e_outside) {
+TEST(Conventions, LayoutIsBatchSequenceHiddenOutside) {
   const attn::LlamaAttention<float> module(24, 3, 0.0);
   const auto y = module.forward(random_tensor<float, 3>({2, 7, 24}, 3));
   EXPECT_EQ(attn::detail::shape_of(y), (std::array<Index, 3>{2, 7, 24}));
 }
 
-TEST(Conventions, errors_name_the_function_and_both_shapes) {
+TEST(Conventions, ErrorsNameTheFunctionAndBothShapes) {
   const attn::LlamaAttention<float> module(24, 3);
   const Tensor<float, 3> x(2, 7, 48);
   EXPECT_TRUE(reads(error_of([&] { static_cast<void>(module.forward(x)); }),
@@ -58,7 +58,7 @@ struct CountingExecutor final : attn::Executor {
   int calls = 0;
 };
 
-TEST(ModuleConventions, AFullCacheIsRefusedBeforeAnyWork) {
+TEST(ModuleConventions, FullCacheIsRefusedBeforeAnyWork) {
   attn::LlamaAttention<float> module(256, 4);
   module.eval();
   auto cache = module.make_cache(1, 100);

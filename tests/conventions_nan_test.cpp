@@ -41,35 +41,35 @@ class RowWithNoKeyLeft : public testing::Test {
   }
 };
 
-TEST_F(RowWithNoKeyLeft, by_a_boolean_mask) {
+TEST_F(RowWithNoKeyLeft, IsZeroUnderABooleanMask) {
   Tensor<bool, 4> keep(2, 1, 5, T);
   keep.setConstant(true);
   for (Index t = 0; t < T; ++t) keep(1, 0, 2, t) = false;
   expect_dead(in, 1, 2, 2, KeepMask(keep));
 }
-TEST_F(RowWithNoKeyLeft, by_an_additive_mask) {
+TEST_F(RowWithNoKeyLeft, IsZeroUnderAnAdditiveMask) {
   Tensor<float, 4> bias(2, 1, 5, 1);
   bias.setZero();
   bias(0, 0, 4, 0) = -std::numeric_limits<float>::infinity();
   expect_dead(in, 0, 4, 4, AdditiveMask(bias));
 }
-TEST_F(RowWithNoKeyLeft, by_padding_of_length_zero) {
+TEST_F(RowWithNoKeyLeft, IsZeroWithPaddingOfLengthZero) {
   const std::vector<Index> lengths{T, 0};
   expect_dead(in, 1, 0, 4, Padding(lengths));
 }
-TEST_F(RowWithNoKeyLeft, by_more_queries_than_keys_under_a_causal_mask) {
+TEST_F(RowWithNoKeyLeft, IsZeroForQueriesBeforeTheFirstKeyOfACausalMask) {
   expect_dead(random_inputs<float>({.B = 1, .H = 2, .G = 2, .S = 100, .T = 30, .D = 8, .Dv = 6}, 4), -1, 0, 69,
               Causal{});
 }
-TEST_F(RowWithNoKeyLeft, by_masks_that_exclude_each_other) {
+TEST_F(RowWithNoKeyLeft, IsZeroUnderMasksThatExcludeEachOther) {
   const auto after = [](Position at) { return at.row != 3 || at.key > at.query; };
   expect_dead(in, -1, 3, 3, Causal{} & after);
 }
-TEST_F(RowWithNoKeyLeft, by_a_score_of_minus_infinity) {
+TEST_F(RowWithNoKeyLeft, IsZeroForScoresOfMinusInfinity) {
   const auto score = [](float x, Position at) { return at.row == 1 ? -std::numeric_limits<float>::infinity() : x; };
   expect_dead(in, -1, 1, 1, NoMask{}, score);
 }
-TEST_F(RowWithNoKeyLeft, for_want_of_keys) {
+TEST_F(RowWithNoKeyLeft, IsZeroWhereThereAreNoKeys) {
   expect_dead(random_inputs<float>({.B = 2, .H = 2, .G = 1, .S = 5, .T = 0, .D = 8, .Dv = 6}, 5), -1, 0, 4, NoMask{});
 }
 
@@ -102,7 +102,7 @@ void expect_garbage_does_not_show(const Inputs<float>& clean, const Inputs<float
   }
 }
 
-TEST(Conventions, padding_is_never_read) {
+TEST(Conventions, PaddingIsNeverRead) {
   for (const Index S : {1, 6, 75})
     for (const Index T : {70, 333, 1300}) {
       const std::vector<Index> lengths{T, 37, 0, T / 2, 1};
@@ -115,14 +115,15 @@ TEST(Conventions, padding_is_never_read) {
     }
 }
 
-TEST(Conventions, blocks_a_mask_calls_empty_are_never_read) {
+TEST(Conventions, BlocksThatAMaskCallsEmptyAreNeverRead) {
   const auto clean = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = 3, .T = 1500, .D = 8, .Dv = 8}, 7);
   expect_garbage_does_not_show(clean, with_garbage(clean, [](Index, Index t) { return t < 1000; }), SlidingWindow(40));
   const auto keys_after = with_garbage(clean, [](Index, Index t) { return t > 500; });
   expect_garbage_does_not_show(clean, keys_after, Causal{attn::Align::top_left});
 }
 
-TEST(Conventions, nan_in_a_key_that_a_mask_takes_is_no_live_score) {  // within a block: the key may be read
+// Within a block the key may be read, but its NaN must not spread.
+TEST(Conventions, NanInAMaskedKeyReachesNothing) {
   const auto clean = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = 20, .T = 50, .D = 8, .Dv = 8}, 8);
   auto dirty = clean;
   Tensor<bool, 1> keep(50);
@@ -154,7 +155,7 @@ void expect_nan_rows(const Inputs<float>& clean, const Inputs<float>& dirty, con
       }
 }
 
-TEST(Conventions, nan_in_a_live_score_stays_in_its_row) {
+TEST(Conventions, NanInAKeptScoreStaysInItsRow) {
   for (const Index S : {1, 21, 100}) {
     const auto clean = random_inputs<float>({.B = 2, .H = 4, .G = 2, .S = S, .T = 700, .D = 9, .Dv = 5}, 12);
     SCOPED_TRACE(testing::Message() << clean.n);
@@ -169,7 +170,7 @@ TEST(Conventions, nan_in_a_live_score_stays_in_its_row) {
   }
 }
 
-TEST(Conventions, nan_in_a_live_score_of_a_mask_stays_in_its_row) {
+TEST(Conventions, NanInAnAdditiveMaskStaysInItsRow) {
   const auto in = random_inputs<float>({.B = 2, .H = 2, .G = 1, .S = 19, .T = 200, .D = 9, .Dv = 5}, 13);
   const auto without = filled<float, 4>({2, 1, 19, 200}, 0.F);
   auto bias = without;
@@ -179,7 +180,8 @@ TEST(Conventions, nan_in_a_live_score_of_a_mask_stays_in_its_row) {
   expect_nan_rows(in, in, AdditiveMask(without), AdditiveMask(bias), nan_in);
 }
 
-TEST(Conventions, KeysBeforeAWindowAreNeverRead) {  // for all queries that are computed together, within a step too
+// This must hold for every query of a block, and for keys of the window's first step.
+TEST(Conventions, KeysBeforeAWindowAreNeverRead) {
   for (const Index S : {1, 4, 20, 40}) {
     const auto clean = random_inputs<float>({.B = 1, .H = 2, .G = 1, .S = S, .T = 400, .D = 8, .Dv = 16}, 14);
     auto dirty = clean;

@@ -52,7 +52,7 @@ Inputs<float> equal_scores(Index T) {
 
 // ---- order of operations: scale, then score functions in the order written, then mask, softmax, dropout, times V ----
 
-TEST(Conventions, order_of_operations_scale_before_score) {
+TEST(Conventions, OrderIsScaleBeforeScoreFunction) {
   const auto in = equal_scores(3);
   AttentionOptions options;
   options.scale = 0.25;
@@ -60,7 +60,7 @@ TEST(Conventions, order_of_operations_scale_before_score) {
   EXPECT_FLOAT_EQ(scaled_dot_product_attention(in.q, in.k, in.v, NoMask{}, is_six, options).output(0, 0, 0, 0), 1.F);
 }
 
-TEST(Conventions, order_of_operations_scores_in_the_order_written) {
+TEST(Conventions, OrderOfScoreFunctionsIsAsWritten) {
   const auto in = equal_scores(2);
   const auto add_key = [](auto x, Position at) { return x + static_cast<float>(at.key); };
   const auto times_four = [](auto x, Position) { return 4 * x; };
@@ -71,7 +71,7 @@ TEST(Conventions, order_of_operations_scores_in_the_order_written) {
   EXPECT_NEAR(second_weight(attn::Chain{times_four, add_key}), 1 / (1 + std::exp(-1.0)), 1e-6);
 }
 
-TEST(Conventions, order_of_operations_score_before_mask) {
+TEST(Conventions, OrderIsScoreFunctionBeforeMask) {
   const auto in = equal_scores(2);
   Tensor<float, 1> bias(2);
   bias.setValues({-1000.F, 0.F});  // capped at 1, it would leave key 0 a weight of 0.27
@@ -83,7 +83,7 @@ TEST(Conventions, order_of_operations_score_before_mask) {
   EXPECT_EQ(scaled_dot_product_attention(in.q, in.k, in.v, KeepMask(keep), zero).output(0, 0, 0, 0), 1.F);
 }
 
-TEST(Conventions, order_of_operations_dropout_after_softmax_before_values) {
+TEST(Conventions, OrderIsSoftmaxThenDropoutThenValues) {
   AttentionOptions options;
   options.dropout = 0.5;
   const auto seen = who_sees_whom(40, 32, NoMask{}, NoScore{}, options);
@@ -93,7 +93,7 @@ TEST(Conventions, order_of_operations_dropout_after_softmax_before_values) {
 
 // ---- boolean mask: true = keep; no bare bool tensor is accepted ----
 
-TEST(Conventions, boolean_mask_true_keeps) {
+TEST(Conventions, BooleanMaskKeepsWhereTrue) {
   Tensor<bool, 2> keep(2, 4);
   keep.setValues({{true, false, false, true}, {false, true, true, true}});
   EXPECT_EQ(picture(2, 4, KeepMask(keep)), "x..x .xxx ");
@@ -118,7 +118,7 @@ concept MakesScoreBias = requires(const X& x) {
 
 // Passed to scaled_dot_product_attention, a bool tensor meets a static_assert in as_mask, which no concept can look
 // into. Here: it is no mask, joins none, and makes none but a KeepMask; and only bool makes that.
-TEST(Conventions, boolean_mask_is_never_a_bare_tensor) {
+TEST(Conventions, BooleanMaskIsNeverABareTensor) {
   using Bools = Tensor<bool, 4>;
   static_assert(!attn::Mask<Bools> && !attn::detail::PredicateFunction<Bools>);
   static_assert(!Joins<Causal, Bools> && !Joins<Bools, Causal> && Joins<Causal, KeepMask>);
@@ -130,7 +130,7 @@ TEST(Conventions, boolean_mask_is_never_a_bare_tensor) {
 
 // ---- additive mask: added to the score; -inf means "never attend"; a finite filler is an ordinary number ----
 
-TEST(Conventions, additive_mask_is_added_to_the_score) {
+TEST(Conventions, AdditiveMaskIsAddedToTheScore) {
   const auto in = equal_scores(2);
   Tensor<float, 2> bias(2, 2);
   bias.setValues({{0.F, 3.F}, {-2.F, 0.F}});
@@ -139,14 +139,14 @@ TEST(Conventions, additive_mask_is_added_to_the_score) {
   EXPECT_NEAR(y(0, 0, 1, 0), 1 / (1 + std::exp(-2.0)), 1e-6);
 }
 
-TEST(Conventions, additive_mask_minus_infinity_never_attends) {
+TEST(Conventions, AdditiveMaskOfMinusInfinityNeverAttends) {
   Tensor<float, 2> bias(2, 4);
   const float inf = std::numeric_limits<float>::infinity();
   bias.setValues({{0.F, -inf, 0.F, -inf}, {-inf, -inf, -inf, 0.F}});
   EXPECT_EQ(picture(2, 4, AdditiveMask(bias)), "x.x. ...x ");
 }
 
-TEST(Conventions, additive_mask_finite_filler_is_an_ordinary_number) {
+TEST(Conventions, AdditiveMaskTakesAFiniteFillerAsANumber) {
   const Index T = 90;
   for (const float filler : {-1e4F, -1e9F, std::numeric_limits<float>::lowest()}) {
     Tensor<float, 2> bias(2, T);
@@ -162,21 +162,21 @@ TEST(Conventions, additive_mask_finite_filler_is_an_ordinary_number) {
 
 // ---- causal, S != T: lower-right aligned; top-left on request ----
 
-TEST(Conventions, causal_is_lower_right_aligned) {
+TEST(Conventions, CausalIsLowerRightAligned) {
   EXPECT_EQ(picture(3, 3, Causal{}), "x.. xx. xxx ");
   EXPECT_EQ(picture(2, 5, Causal{}), "xxxx. xxxxx ");
   EXPECT_EQ(picture(1, 4, Causal{}), "xxxx ");
   EXPECT_EQ(picture(4, 2, Causal{}), ".. .. x. xx ");
 }
 
-TEST(Conventions, causal_top_left_on_request) {
+TEST(Conventions, CausalIsTopLeftAlignedOnRequest) {
   const Causal top_left{attn::Align::top_left};
   EXPECT_EQ(picture(3, 3, top_left), "x.. xx. xxx ");
   EXPECT_EQ(picture(2, 5, top_left), "x.... xx... ");
   EXPECT_EQ(picture(4, 2, top_left), "x. xx xx xx ");
 }
 
-TEST(Conventions, causal_counts_from_where_the_query_starts) {
+TEST(Conventions, CausalCountsFromQueryStart) {
   const std::array<Index, 1> start{1};
   AttentionOptions options;
   options.query_start = start;
@@ -185,7 +185,7 @@ TEST(Conventions, causal_counts_from_where_the_query_starts) {
 
 // ---- window W: a query sees exactly W keys, itself included ----
 
-TEST(Conventions, window_is_exactly_w_keys_itself_included) {
+TEST(Conventions, WindowShowsExactlyWKeysTheQuerysOwnIncluded) {
   EXPECT_EQ(picture(4, 4, SlidingWindow(1)), "x... .x.. ..x. ...x ");
   EXPECT_EQ(picture(4, 4, SlidingWindow(2)), "x... xx.. .xx. ..xx ");
   EXPECT_EQ(picture(2, 6, SlidingWindow(3)), "..xxx. ...xxx ");
@@ -203,7 +203,7 @@ TEST(Conventions, window_is_exactly_w_keys_itself_included) {
 
 // ---- query head -> key/value head: h / (H/G) ----
 
-TEST(Conventions, query_head_to_key_value_head) {
+TEST(Conventions, QueryHeadsShareKeyValueHeadsInOrder) {
   const Sizes n{.B = 2, .H = 6, .G = 3, .S = 2, .T = 4, .D = 2, .Dv = 1};
   auto in = random_inputs<float>(n, 2);
   for (Index b = 0; b < n.B; ++b)
@@ -218,7 +218,7 @@ TEST(Conventions, query_head_to_key_value_head) {
 
 // ---- dropout: inverted scaling; a pure function of (seed, call, b, h, s, t) ----
 
-TEST(Conventions, dropout_scales_inversely) {
+TEST(Conventions, DropoutScalesInversely) {
   for (const double p : {0.25, 0.75}) {
     AttentionOptions options;
     options.dropout = p;
@@ -228,7 +228,7 @@ TEST(Conventions, dropout_scales_inversely) {
   }
 }
 
-TEST(Conventions, dropout_is_a_pure_function_of_seed_call_and_position) {
+TEST(Conventions, DropoutDependsOnSeedCallAndPositionAlone) {
   AttentionOptions options;
   options.dropout = 0.5;
   const auto first = who_sees_whom(30, 64, NoMask{}, NoScore{}, options);
@@ -245,7 +245,7 @@ TEST(Conventions, dropout_is_a_pure_function_of_seed_call_and_position) {
 
 // ---- errors: std::invalid_argument before any work, "[attn::fn] what, expected ..., got [2,7,48]"; never prints ----
 
-TEST(Conventions, errors_are_invalid_arguments_that_say_what_was_expected_and_what_came) {
+TEST(Conventions, ErrorsSayWhatWasExpectedAndGotAndPrintNothing) {
   const Tensor<float, 4> q(2, 4, 3, 8), k(2, 2, 5, 8), v(2, 2, 4, 8);
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
@@ -254,7 +254,7 @@ TEST(Conventions, errors_are_invalid_arguments_that_say_what_was_expected_and_wh
   EXPECT_TRUE(reads(text, {"[attn::scaled_dot_product_attention] v", ", expected [2,2,5,8]", ", got [2,2,4,8]"}));
 }
 
-TEST(Conventions, errors_come_before_any_work) {
+TEST(Conventions, ErrorsComeBeforeAnyWork) {
   const Tensor<float, 4> q(2, 4, 3, 8), k(2, 2, 5, 8), v(2, 2, 4, 8);
   auto y = filled<float, 4>({2, 4, 3, 8}, 42.F);
   EXPECT_THROW(attn::scaled_dot_product_attention_into(y, q, k, v), std::invalid_argument);

@@ -68,18 +68,18 @@ const std::array<Sizes, 6> sizes{
      {.B = 3, .H = 4, .G = 2, .S = 37, .T = 70, .D = 9, .Dv = 5},
      {.B = 1, .H = 1, .G = 1, .S = 1, .T = 1, .D = 1, .Dv = 1}}};
 
-TEST(Conventions, thread_count_does_not_change_a_bit) {
+TEST(Conventions, ThreadCountDoesNotChangeABit) {
   for (const Sizes& n : sizes)
     expect_same_bits_on_every_executor(random_inputs<float>(n, 1), attn::NoMask{}, NoScore{}, {.log_sum_exp = true});
 }
 
-TEST(Conventions, thread_count_does_not_change_a_bit_of_weights) {
+TEST(Conventions, ThreadCountDoesNotChangeABitOfWeights) {
   for (const Sizes& n : sizes)
     expect_same_bits_on_every_executor(random_inputs<float>(n, 2), attn::NoMask{}, NoScore{},
                                        {.log_sum_exp = true, .weights = true});
 }
 
-TEST(Conventions, thread_count_does_not_change_a_bit_under_masks_and_scores) {
+TEST(Conventions, ThreadCountDoesNotChangeABitUnderMasksAndScores) {
   for (const Sizes& n : sizes) {
     const std::vector<Index> lengths(static_cast<std::size_t>(n.B), n.T - n.T / 5);
     expect_same_bits_on_every_executor(random_inputs<float>(n, 3), attn::Causal{} & attn::Padding(lengths),
@@ -87,7 +87,7 @@ TEST(Conventions, thread_count_does_not_change_a_bit_under_masks_and_scores) {
   }
 }
 
-TEST(Conventions, thread_count_does_not_change_what_dropout_drops) {
+TEST(Conventions, ThreadCountDoesNotChangeWhatDropoutDrops) {
   attn::AttentionOptions options;
   options.dropout = 0.5;
   options.seed = 9;
@@ -95,12 +95,12 @@ TEST(Conventions, thread_count_does_not_change_what_dropout_drops) {
     expect_same_bits_on_every_executor(random_inputs<float>(n, 4), attn::NoMask{}, NoScore{}, options);
 }
 
-TEST(Conventions, thread_count_does_not_change_a_bit_of_half) {
+TEST(Conventions, ThreadCountDoesNotChangeABitOfHalf) {
   for (const Sizes& n : sizes)
     expect_same_bits_on_every_executor(random_inputs<Eigen::half>(n, 5), attn::NoMask{}, NoScore{}, {});
 }
 
-TEST(Conventions, thread_count_does_not_change_an_error) {
+TEST(Conventions, ThreadCountDoesNotChangeAnError) {
   const Tensor<float, 4> q(1, 1, 3, 8), k(1, 1, 5, 8), v(1, 1, 4, 8);
   for_each_executor([&](attn::Executor& executor, const std::string& name) {
     const attn::UseExecutor use(executor);
@@ -108,7 +108,7 @@ TEST(Conventions, thread_count_does_not_change_an_error) {
   });
 }
 
-TEST(Conventions, several_threads_may_call_at_once) {
+TEST(Conventions, SeveralThreadsMayCallAtOnce) {
   const auto in = random_inputs<float>(sizes[4], 6);
   const auto expected = attn::scaled_dot_product_attention(in.q, in.k, in.v).output;
   std::array<int, 4> wrong{};
@@ -122,7 +122,7 @@ TEST(Conventions, several_threads_may_call_at_once) {
   EXPECT_EQ(wrong, (std::array<int, 4>{}));
 }
 
-TEST(Conventions, an_exception_of_a_score_function_reaches_the_caller) {
+TEST(Conventions, AnExceptionOfAScoreFunctionReachesTheCaller) {
   const auto in = random_inputs<float>(sizes[4], 7);
   const auto score = [](float x, Position at) {
     if (at.row == 20 && at.key == 60) throw std::runtime_error("mine");

@@ -14,7 +14,8 @@ class Accumulation : public testing::Test {};
 using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(Accumulation, Low);
 
-TYPED_TEST(Accumulation, of_a_dot_product_beyond_the_range_of_half) {  // 512 * 16 * 16 is twice the largest half
+// 512 * 16 * 16 is twice the largest number of half.
+TYPED_TEST(Accumulation, DotProductsMayExceedTheRangeOfHalf) {
   Inputs<float> in = random_inputs<float>({.S = 3, .T = 2, .D = 512, .Dv = 1}, 1);
   in.q.setConstant(16);
   for (Index d = 0; d < 512; ++d) in.k(0, 0, 0, d) = 16, in.k(0, 0, 1, d) = 8;
@@ -28,7 +29,8 @@ TYPED_TEST(Accumulation, of_a_dot_product_beyond_the_range_of_half) {  // 512 * 
   EXPECT_NEAR(result.log_sum_exp(0, 0, 1), std::log(std::exp(1.0) + std::exp(0.5)), 1e-6);
 }
 
-TYPED_TEST(Accumulation, of_a_dot_product_of_small_terms) {  // 1 + 511 / 512: added in low precision, it stays 1
+// The sum is 1 + 511 / 512; added up in low precision it would stay at 1.
+TYPED_TEST(Accumulation, DotProductsKeepSmallTerms) {
   Inputs<float> in = random_inputs<float>({.S = 1, .T = 1, .D = 512, .Dv = 1}, 1);
   in.q.setConstant(1);
   in.k.setConstant(1.F / 512.F);
@@ -41,7 +43,8 @@ TYPED_TEST(Accumulation, of_a_dot_product_of_small_terms) {  // 1 + 511 / 512: a
   EXPECT_NEAR(result.log_sum_exp(0, 0, 0), 1.0 + 511.0 / 512.0, 1e-6);
 }
 
-TYPED_TEST(Accumulation, of_softmax_and_of_values) {  // a sum of ones ends at 2048 in half, at 256 in bfloat16
+// A sum of ones stops growing at 2048 in half and at 256 in bfloat16.
+TYPED_TEST(Accumulation, SoftmaxAndValuesAreSummedInFloat) {
   Inputs<float> in = random_inputs<float>({.S = 2, .T = 5000, .D = 3, .Dv = 2}, 1);
   in.q.setZero();
   in.v.setConstant(1);
@@ -51,7 +54,7 @@ TYPED_TEST(Accumulation, of_softmax_and_of_values) {  // a sum of ones ends at 2
   for (Index i = 0; i < result.output.size(); ++i) EXPECT_EQ(to<float>(result.output.data()[i]), 1.F);
 }
 
-TYPED_TEST(Accumulation, scores_are_handed_to_score_functions_in_float) {
+TYPED_TEST(Accumulation, ScoreFunctionsAreGivenFloat) {
   const auto x = cast<TypeParam>(random_inputs<float>({.S = 2, .T = 3, .D = 3, .Dv = 2}, 2));
   const auto score = [](auto value, Position) {
     static_assert(std::is_same_v<decltype(value), float>);
@@ -60,7 +63,7 @@ TYPED_TEST(Accumulation, scores_are_handed_to_score_functions_in_float) {
   EXPECT_EQ(scaled_dot_product_attention(x.q, x.k, x.v, NoMask{}, score).output.size(), 4);
 }
 
-TEST(AccumulationOfDouble, is_in_double) {
+TEST(AccumulationOfDouble, IsInDouble) {
   Inputs<double> in = random_inputs<double>({.S = 1, .T = 300, .D = 40, .Dv = 1}, 3);
   in.q.setConstant(1.0);
   in.k.setConstant(1.0 + 0x1p-40);  // as float, this is 1
@@ -73,7 +76,7 @@ TEST(AccumulationOfDouble, is_in_double) {
   EXPECT_NEAR(result.log_sum_exp(0, 0, 0), 40 * (1.0 + 0x1p-40) + std::log(300.0), 1e-13);
 }
 
-TEST(AccumulationOfDouble, hands_double_to_score_functions) {
+TEST(AccumulationOfDouble, GivesDoubleToScoreFunctions) {
   const auto x = random_inputs<double>({.S = 2, .T = 3, .D = 3, .Dv = 2}, 2);
   const auto score = [](auto value, Position) {
     static_assert(std::is_same_v<decltype(value), double>);

@@ -42,7 +42,7 @@ TEST(Dropout, DropsAtItsRateAndScalesTheRest) {
   }
 }
 
-TEST(Dropout, NeighboursAndRowsAreIndependent) {
+TEST(Dropout, DropsNeighboursAndRowsIndependently) {
   const std::string kept = pattern(Dropout<float>(0.5, 10)(ones(1 << 16)));
   for (const std::size_t lag : {1U, 2U, 3U, 4U, 16U, 64U, 128U, 1000U}) {
     int agree = 0;
@@ -61,12 +61,12 @@ TEST(Dropout, FollowsThePublishedRule) {
   }
 }
 
-TEST(Dropout, PZeroChangesNothing) {
+TEST(Dropout, ChangesNothingAtPZero) {
   const auto x = random_tensor<float, 2>({5, 7}, 1);
   EXPECT_TRUE(same_bits(Dropout<float>(0.0)(x), x));
 }
 
-TEST(Dropout, POneGivesZerosWhateverTheInput) {
+TEST(Dropout, GivesZerosAtPOneForAnyInput) {
   Tensor<float, 1> x = ones(1000);
   x(3) = std::numeric_limits<float>::infinity();
   x(4) = std::numeric_limits<float>::quiet_NaN();
@@ -74,13 +74,13 @@ TEST(Dropout, POneGivesZerosWhateverTheInput) {
   for (Index i = 0; i < 1000; ++i) EXPECT_EQ(y(i), 0.F);
 }
 
-TEST(Dropout, RefusesWhatIsNoProbability) {
+TEST(Dropout, RefusesAPThatIsNoProbability) {
   for (const double p : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
     expect_error([&] { Dropout<float> dropout(p); }, {"[attn::Dropout]", "[0,1]", "got "});
   expect_error([&] { Dropout<float> dropout(std::nan("")); }, {"got ", "nan"});
 }
 
-TEST(Dropout, IsInTrainingModeWhenNewAndDoesNothingInEvaluation) {
+TEST(Dropout, DropsInTrainingAndDoesNothingInEvaluation) {
   Dropout<float> dropout(0.5, 1);
   const auto x = random_tensor<float, 3>({3, 4, 5}, 2);
   EXPECT_TRUE(dropout.is_training());
@@ -95,14 +95,14 @@ TEST(Dropout, IsInTrainingModeWhenNewAndDoesNothingInEvaluation) {
   EXPECT_FALSE(dropout.is_training());
 }
 
-TEST(Dropout, TheSeedDecides) {
+TEST(Dropout, DropsOtherElementsWithAnotherSeed) {
   const auto x = ones(256);
   EXPECT_EQ(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 5)(x)));
   EXPECT_NE(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 6)(x)));
   EXPECT_NE(pattern(Dropout<float>(0.5, 5)(x)), pattern(Dropout<float>(0.5, 5 + (std::uint64_t{1} << 32))(x)));
 }
 
-TEST(Dropout, EveryCallDropsOthersAndReseedStartsAnew) {
+TEST(Dropout, DropsOthersInEveryCallUntilReseeded) {
   Dropout<float> dropout(0.5, 5);
   const auto x = ones(256);
   const std::string first = pattern(dropout(x)), second = pattern(dropout(x)), third = pattern(dropout(x));
@@ -114,7 +114,7 @@ TEST(Dropout, EveryCallDropsOthersAndReseedStartsAnew) {
   EXPECT_EQ(pattern(dropout(x)), pattern(Dropout<float>(0.5, 6)(x)));
 }
 
-TEST(Dropout, EvaluationIsNoCall) {
+TEST(Dropout, DoesNotCountCallsInEvaluation) {
   Dropout<float> dropout(0.5, 5), other(0.5, 5);
   const auto x = ones(256);
   dropout.eval();
@@ -123,7 +123,7 @@ TEST(Dropout, EvaluationIsNoCall) {
   EXPECT_EQ(pattern(dropout(x)), pattern(other(x)));
 }
 
-TEST(Dropout, ACopyGoesOnWhereTheOriginalStandsAndIsIndependent) {
+TEST(Dropout, CopiesContinueFromTheOriginalIndependently) {
   Dropout<float> dropout(0.5, 5);
   const auto x = ones(256);
   (void)dropout(x);
@@ -134,7 +134,7 @@ TEST(Dropout, ACopyGoesOnWhereTheOriginalStandsAndIsIndependent) {
   EXPECT_TRUE(dropout.is_training());
 }
 
-TEST(Dropout, SameElementsForAnyNumberOfThreads) {
+TEST(Dropout, DropsTheSameForAnyNumberOfThreads) {
   const auto x = random_tensor<float, 2>({501, 333}, 3);  // several chunks of work, the last one short
   attn::SerialExecutor serial;
   attn::ThreadPool two(2), five(5);
@@ -147,7 +147,7 @@ TEST(Dropout, SameElementsForAnyNumberOfThreads) {
   EXPECT_TRUE(same_bits(on(five), expected));
 }
 
-TEST(Dropout, SameElementsForEveryTypeAndRank) {
+TEST(Dropout, DropsTheSameForEveryTypeAndRank) {
   const std::string expected = pattern(Dropout<float>(0.3, 8)(ones(720)));
   const auto of = [&]<class T>(T) {
     Tensor<T, 4> x(2, 3, 4, 30);
@@ -185,7 +185,7 @@ TEST(Dropout, WritesIntoTheCallersMemoryAndInPlace) {
   EXPECT_TRUE(same_bits(x, expected));
 }
 
-TEST(Dropout, InEvaluationCopiesIntoTheCallersMemory) {
+TEST(Dropout, CopiesIntoTheCallersMemoryInEvaluation) {
   const auto x = random_tensor<float, 2>({3, 5}, 5);
   Tensor<float, 2> y(3, 5);
   Dropout<float> dropout(0.4);
@@ -194,7 +194,7 @@ TEST(Dropout, InEvaluationCopiesIntoTheCallersMemory) {
   EXPECT_TRUE(same_bits(x, y));
 }
 
-TEST(Dropout, CallsFromSeveralThreadsEachGetANumberOfTheirOwn) {
+TEST(Dropout, NumbersCallsFromSeveralThreadsApart) {
   const auto x = ones(256);
   std::set<std::string> expected, got;
   const Dropout<float> one(0.5, 5), shared(0.5, 5);
@@ -211,7 +211,7 @@ TEST(Dropout, CallsFromSeveralThreadsEachGetANumberOfTheirOwn) {
   EXPECT_EQ(got, expected);
 }
 
-TEST(Dropout, OfNothingIsNothing) { EXPECT_EQ(Dropout<float>()(Tensor<float, 3>(0, 4, 5)).size(), 0); }
+TEST(Dropout, GivesNothingForNothing) { EXPECT_EQ(Dropout<float>()(Tensor<float, 3>(0, 4, 5)).size(), 0); }
 
 TEST(Dropout, RefusesAnotherOutputShapeAndGapsBetweenRows) {
   const auto x = random_tensor<float, 3>({2, 3, 8}, 7);
@@ -221,7 +221,7 @@ TEST(Dropout, RefusesAnotherOutputShapeAndGapsBetweenRows) {
                {"[attn::Dropout", "packed"});
 }
 
-TEST(Dropout, LayersMadeAlikeDropUnlikeElements) {
+TEST(Dropout, DropsElementsOfItsOwnWithoutASeed) {
   const auto x = ones(256);
   const Dropout<float> a(0.5), b(0.5), copy = a;
   std::set<std::string> patterns{pattern(a(x)), pattern(b(x)), pattern(copy(x))};
@@ -235,7 +235,7 @@ TEST(Dropout, LayersMadeAlikeDropUnlikeElements) {
   EXPECT_EQ(patterns.size(), 12U);
 }
 
-TEST(Dropout, ASeedThatWasGivenIsCopied) {
+TEST(Dropout, CopiesAGivenSeed) {
   const auto x = ones(256);
   const Dropout<float> a(0.5, 5);
   (void)a(x);
@@ -249,7 +249,7 @@ TEST(Dropout, ASeedThatWasGivenIsCopied) {
   EXPECT_EQ(pattern(of_reseeded(x)), pattern(Dropout<float>(0.5, 9)(x)));
 }
 
-TEST(Dropout, AMoveTakesTheRandomNumbersAlong) {
+TEST(Dropout, MovesItsRandomNumbersAlong) {
   const auto x = ones(256);
   for (const std::optional<std::uint64_t> seed : {std::optional<std::uint64_t>(), std::optional<std::uint64_t>(5)}) {
     Dropout<float> a(0.5, seed);
@@ -270,7 +270,7 @@ TEST(Dropout, AMoveTakesTheRandomNumbersAlong) {
   }
 }
 
-TEST(Dropout, AssignedToItselfStaysAsItWas) {
+TEST(Dropout, IsUnchangedByAssignmentToItself) {
   Dropout<float> a(0.5);
   const attn::DropoutRule first = a.next_rule();
   const Dropout<float>& same = a;

@@ -108,7 +108,7 @@ TEST(DefaultExecutor, HasAsManyThreadsAsTheEnvironmentSays) {
   EXPECT_EQ(default_executor_with(""), all);
 }
 
-TEST(DefaultExecutor, RefusesAnEnvironmentThatIsNoPositiveNumber) {
+TEST(DefaultExecutor, RefusesAThreadCountThatIsNotPositive) {
   for (const char* value : {"0", "-2", "two", "3x", " 3", "2.5", "99999999999999999999"})
     EXPECT_TRUE(attn_test::reads(default_executor_with(value), {"[attn::default_executor] ATTN_NUM_THREADS", "positive", "got ", value}));
 }
@@ -260,12 +260,12 @@ bool runs_on_three_threads(ThreadPool& pool) {
   return !late;
 }
 
-TEST(ThreadPool, LendsItsThreadsToOneJobAfterTheOther) {
+TEST(ThreadPool, UsesAllThreadsInOneJobAfterAnother) {
   ThreadPool pool(3);
   for (int job = 0; job < 5; ++job) ASSERT_TRUE(runs_on_three_threads(pool)) << "job " << job;
 }
 
-TEST(ThreadPool, LendsItsThreadsAfterACallFromWithinAndAnError) {
+TEST(ThreadPool, UsesAllThreadsAfterNestedCallsAndErrors) {
   ThreadPool pool(3);
   const UseExecutor use(pool);
   const auto inner = [](int) {};
@@ -277,7 +277,7 @@ TEST(ThreadPool, LendsItsThreadsAfterACallFromWithinAndAnError) {
   ASSERT_TRUE(runs_on_three_threads(pool));
 }
 
-TEST(ThreadPool, ManyShortJobsFollowEachOther) {
+TEST(ThreadPool, RunsManyShortJobsInARow) {
   ThreadPool pool(4);
   std::atomic<int> sum{0};
   const auto lane = [&](int i) { sum += i; };
@@ -405,7 +405,7 @@ void expect_all_run_and_one_arrives(Executor& executor, int count, const Throws&
   for (const auto& n : times) EXPECT_EQ(n.load(), 1);
 }
 
-TEST(EachExecutor, AThrowingLaneReachesTheCallerAfterAllHaveRun) {
+TEST(EachExecutor, ThrowsOnceAllLanesHaveRun) {
   on_each_kind([](Executor& executor) {
     for (const int count : {1, 2, 3, 4, 50})
       for (const int bad : {0, count / 2, count - 1}) {
@@ -415,7 +415,7 @@ TEST(EachExecutor, AThrowingLaneReachesTheCallerAfterAllHaveRun) {
   });
 }
 
-TEST(EachExecutor, OneOfManyExceptionsArrives) {
+TEST(EachExecutor, PassesOnOneOfManyExceptions) {
   on_each_kind([](Executor& executor) {
     for (int repeat = 0; repeat < 20; ++repeat)
       expect_all_run_and_one_arrives(executor, 50, [](int i) { return i % 3 == 1; });
@@ -423,7 +423,7 @@ TEST(EachExecutor, OneOfManyExceptionsArrives) {
   });
 }
 
-TEST(EachExecutor, AnExceptionPassesThroughNestedCalls) {
+TEST(EachExecutor, PassesExceptionsThroughNestedCalls) {
   on_each_kind([](Executor& executor) {
     std::atomic<int> ran{0};
     const auto inner = [&](int i) {
@@ -437,7 +437,7 @@ TEST(EachExecutor, AnExceptionPassesThroughNestedCalls) {
   });
 }
 
-TEST(EachExecutor, ExceptionsReachTheCallersTheyBelongTo) {
+TEST(EachExecutor, PassesExceptionsToTheirOwnCallers) {
   on_each_kind([](Executor& executor) {
     std::atomic<int> strangers{0};
     std::vector<std::thread> callers;
@@ -519,7 +519,7 @@ TEST(UseExecutor, HoldsForItsThreadAlone) {
   EXPECT_EQ(elsewhere, &attn::default_executor());
 }
 
-TEST(UseExecutor, CallsRunOnIt) {
+TEST(UseExecutor, RunsTheThreadsCalls) {
   struct Counting final : Executor {
     Counting() : Executor(2) {}
     void parallel_for(int count, LaneFunction lane) override {
@@ -549,7 +549,7 @@ TEST(Lanes, AreAsManyAsTheWorkIsWorth) {
   EXPECT_EQ(attn::detail::worth_workers(100, 0.0), 1);
 }
 
-TEST(Lanes, OfAVastExecutorAreBoundedByTheWork) {
+TEST(Lanes, AreBoundedByTheWorkOnAVastExecutor) {
   struct Vast final : Executor {
     Vast() : Executor(std::numeric_limits<int>::max()) {}
     void parallel_for(int count, LaneFunction lane) override {
@@ -578,7 +578,7 @@ TEST(ForEachTask, RunsEveryTaskOnceOnALaneOfItsOwn) {
   }
 }
 
-TEST(ForEachTask, AnExceptionReachesTheCallerAndThePoolLivesOn) {
+TEST(ForEachTask, PassesAnExceptionToTheCaller) {
   ThreadPool pool(3);
   Eigen::ThreadPool threads(2);
   attn::EigenExecutor eigen(threads);
@@ -601,7 +601,7 @@ TEST(ForEachTask, AnExceptionReachesTheCallerAndThePoolLivesOn) {
   }
 }
 
-TEST(ForEachTask, TasksNotYetBegunAreNotRunAfterAnException) {
+TEST(ForEachTask, StartsNoTaskAfterAnException) {
   Backwards
       one_after_the_other;  // three lanes: the first to run meets the exception, the others must find nothing left
   SerialExecutor serial;
@@ -617,7 +617,7 @@ TEST(ForEachTask, TasksNotYetBegunAreNotRunAfterAnException) {
   }
 }
 
-TEST(ForEachTask, AnExceptionStopsLanesThatAreAtWork) {
+TEST(ForEachTask, StopsOtherLanesAfterAnException) {
   ThreadPool pool(2);
   const UseExecutor use(pool);
   std::atomic<bool> thrown{false};
@@ -635,13 +635,13 @@ TEST(ForEachTask, AnExceptionStopsLanesThatAreAtWork) {
   EXPECT_LT(after, 1000);
 }
 
-TEST(ForEachTask, WhenAllTasksThrowOneExceptionArrives) {
+TEST(ForEachTask, PassesOnOneExceptionIfAllTasksThrow) {
   ThreadPool pool(4);
   const UseExecutor use(pool);
   EXPECT_THROW(for_each_task(100, [](Index, int) { throw std::runtime_error("each"); }), std::runtime_error);
 }
 
-TEST(ForEachTask, NestsAndStillRunsAll) {
+TEST(ForEachTask, RunsAllTasksWhenNested) {
   ThreadPool pool(3);
   const UseExecutor use(pool);
   std::atomic<int> count{0};
@@ -649,7 +649,7 @@ TEST(ForEachTask, NestsAndStillRunsAll) {
   EXPECT_EQ(count, 99);
 }
 
-TEST(ForEachTask, AnExceptionFromWithinReachesTheOuterCaller) {
+TEST(ForEachTask, PassesANestedExceptionToTheOuterCaller) {
   ThreadPool pool(3);
   const UseExecutor use(pool);
   const auto outer = [](Index i, int) {
@@ -696,7 +696,8 @@ TEST(ThreadCount, DoesNotChangeABitOfAModule) {
   expect_same_on_all([&] { return attn::LlamaAttention<float>(module).forward(x, attn::Causal{}); });  // each its first call
 }
 
-TEST(ThreadCount, DoesNotChangeABitOfDecoding) {  // few heads, many keys: threads share the keys of a head
+// With few heads and many keys, threads share the keys of a head.
+TEST(ThreadCount, DoesNotChangeABitOfDecoding) {
   const auto module = training_module();
   auto cache = module.make_cache(1, 5001);
   cache.append(random_tensor<float, 4>({1, 2, 5000, 16}, 1), random_tensor<float, 4>({1, 2, 5000, 16}, 2));

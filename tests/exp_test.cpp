@@ -167,7 +167,7 @@ TEST(Exp, IsAtMostOneUlpOffFrom0To88) {
   sweep.expect_at_most(1.0);
 }
 
-TEST(Exp, WhereItNeedNotBeExactIsAtMost1Point25UlpOffDownToMinus16And4Point5Below) {
+TEST(Exp, InexactIsAtMost4AndAHalfUlpOff) {
   Sweep near(exp_of<float, false>);
   near.run(sign, bits_of(-16.F), 7, exact_exp);
   near.run(bits_of(-0x1p-10F), bits_of(-16.F), 1, exact_exp);
@@ -227,14 +227,15 @@ TYPED_TEST(ExpOf, NanStaysNan) {
       EXPECT_TRUE(std::isnan(one<A>(exp, x))) << name;
 }
 
-TYPED_TEST(ExpOf, NeverRisesAboveOneBelowZero) {  // so a weight is at most 1
+// No weight may exceed 1.
+TYPED_TEST(ExpOf, NeverRisesAboveOneBelowZero) {
   using A = TypeParam;
   for (const auto& [name, exp] : all_exps<A>())
     for (A x = A(-1e-3); x != 0; x = std::nextafter(x * A(0.99), A(0)))
       ASSERT_LE(one<A>(exp, x), A{1}) << name << ", " << x;
 }
 
-TEST(Exp, JustBelowMinus87IsZeroOrAsGood) {
+TEST(Exp, IsZeroOrAtMostOneUlpOffBelowMinus87) {
   for (const Isa isa : isas())
     for (float x = -87.F; x > -87.34F; x = std::nextafter(x, -88.F)) {
       const double y = static_cast<double>(one<float>(exp_of<float>(isa), x)), exact = std::exp(static_cast<double>(x));
@@ -284,7 +285,8 @@ TEST(Tanh, IsAtMostThreeUlpOffForEveryFloat) {
   sweep.expect_at_most(3.0);
 }
 
-TEST(Tanh, IsOdd) {  // but for -0, which gives 0
+// The exception is -0, which gives 0.
+TEST(Tanh, IsOdd) {
   std::vector<float> x(chunk), minus(chunk), y(chunk), other(chunk);
   for (const Isa isa : isas())
     for (std::uint32_t bits = 1; bits < bits_of(std::numeric_limits<float>::infinity());) {

@@ -119,23 +119,23 @@ void expect_all_or_nothing(const X& a, const X& b, int least_allocations) {
   EXPECT_EQ(shown(*copy), shown(b));
 }
 
-TEST(FailedCalls, AnAssignedLinearIsNewOrAsItWas) {
+TEST(FailedCalls, AssignALinearEntirelyOrNotAtAll) {
   expect_all_or_nothing(Linear<float>(6, 5, true, 1), Linear<float>(30, 70, true, 2), 3);
 }
-TEST(FailedCalls, AnAssignedCacheIsNewOrAsItWas) {
+TEST(FailedCalls, AssignACacheEntirelyOrNotAtAll) {
   expect_all_or_nothing(filled_cache(2, 6, 1), filled_cache(3, 90, 3), 3);
   expect_all_or_nothing(filled_cache(3, 90, 3), filled_cache(2, 6, 1), 3);
 }
-TEST(FailedCalls, AnAssignedRotaryIsNewOrAsItWas) {
+TEST(FailedCalls, AssignARotaryEntirelyOrNotAtAll) {
   expect_all_or_nothing(long_rope(8, 2.0), long_rope(16, 3.0), 2);
   expect_all_or_nothing(Rotary(8), long_rope(16, 3.0), 2);
 }
-TEST(FailedCalls, AnAssignedDropoutIsNewOrAsItWas) {
+TEST(FailedCalls, AssignADropoutEntirelyOrNotAtAll) {
   expect_all_or_nothing(Dropout<float>(0.25, 1), Dropout<float>(0.5, 2), 0);
 }
-TEST(FailedCalls, AnAssignedModuleIsNewOrAsItWas) { expect_all_or_nothing(module_of(8, 1), module_of(24, 2), 12); }
+TEST(FailedCalls, AssignAModuleEntirelyOrNotAtAll) { expect_all_or_nothing(module_of(8, 1), module_of(24, 2), 12); }
 
-TEST(FailedCalls, SharingAllocatesNothing) {
+TEST(FailedCalls, CannotHappenInSharingWhichAllocatesNothing) {
   Linear<float> layer(6, 5, true, 1), other_layer(6, 5, true, 2);
   auto module = module_of(8, 1), other = module_of(8, 2);
   EXPECT_EQ(fail_each_allocation([&] { layer.share(other_layer); }, [] { return true; }), 0);
@@ -144,7 +144,7 @@ TEST(FailedCalls, SharingAllocatesNothing) {
   EXPECT_EQ(shown(module), shown(other));
 }
 
-TEST(FailedCalls, ARefusedShareSharesNothing) {
+TEST(FailedCalls, ShareNothing) {
   auto module = module_of(8, 1), other = module_of(8, 2);
   const auto before = shown(module);
   other.out_proj() = Linear<float>(8, 7);
@@ -186,7 +186,7 @@ struct Twins {
   }
 };
 
-TEST(FailedCalls, OutOfMemoryChangesNothing) {
+TEST(FailedCalls, ChangeNothingWhenMemoryRunsOut) {
   Twins twins;
   Tensor<float, 3> y(2, S, E);
   attn::SerialExecutor serial;
@@ -199,7 +199,7 @@ TEST(FailedCalls, OutOfMemoryChangesNothing) {
   EXPECT_TRUE(same_bits(y, twins.twin.forward(twins.x, Causal{}, twins.twin_cache))) << "dropout numbers were lost";
 }
 
-TEST(FailedCalls, AnExceptionOfAMaskChangesNothing) {
+TEST(FailedCalls, ChangeNothingWhenAMaskThrows) {
   Twins twins;
   const auto failing_mask = [](Position at) -> bool { return at.key == 20 ? throw std::runtime_error("mine") : true; };
   EXPECT_THROW((void)twins.module.forward(twins.x, failing_mask, twins.cache), std::runtime_error);
@@ -221,7 +221,7 @@ class FailingExecutor final : public attn::Executor {
   int left_;
 };
 
-TEST(FailedCalls, AnExceptionOfTheExecutorChangesNothing) {
+TEST(FailedCalls, ChangeNothingWhenTheExecutorThrows) {
   int failures = 0;
   for (int n = 1;; ++n) {
     Twins twins;
@@ -241,7 +241,7 @@ TEST(FailedCalls, AnExceptionOfTheExecutorChangesNothing) {
   EXPECT_EQ(failures, 7) << "three projections, rotary, attention, output projection, dropout";
 }
 
-TEST(FailedCalls, ADropoutThatFailsWasNoCall) {
+TEST(FailedCalls, UseUpNoCallOfDropout) {
   const Dropout<float> dropout(0.5, 3), twin(0.5, 3);
   const auto x = random_tensor<float, 1>({1 << 18}, 1);
   FailingExecutor executor(1);
@@ -253,7 +253,7 @@ TEST(FailedCalls, ADropoutThatFailsWasNoCall) {
   EXPECT_TRUE(same_bits(dropout(x), twin(x)));
 }
 
-TEST(FailedCalls, ANumberIsNotGivenBackOnceAnotherCallBegan) {
+TEST(FailedCalls, GiveNoNumberBackOnceAnotherCallBegan) {
   const Dropout<float> dropout(0.5, 3);
   const attn::DropoutRule failed = dropout.next_rule(), other = dropout.next_rule();
   dropout.give_back(failed);
@@ -263,7 +263,7 @@ TEST(FailedCalls, ANumberIsNotGivenBackOnceAnotherCallBegan) {
   EXPECT_EQ(dropout.next_rule().call, 3U);
 }
 
-TEST(FailedCalls, OutputsThatALaterStageRefusesAreRefusedFirst) {
+TEST(FailedCalls, RefuseOutputsOfALaterStageFirst) {
   Twins twins;
   std::vector<float> memory(2 * S * 2 * E, 42.F);
   const auto refused = [&](const View<float, 3>& y, const char* text) {
@@ -276,7 +276,7 @@ TEST(FailedCalls, OutputsThatALaterStageRefusesAreRefusedFirst) {
   twins.expect_as_if_nothing_happened();
 }
 
-TEST(FailedCalls, InputsThatAProjectionRefusesAreRefusedFirst) {
+TEST(FailedCalls, RefuseInputsOfAProjectionFirst) {
   Twins twins;
   const auto wide = random_tensor<float, 3>({2, S, 2 * E}, 5);
   const View<const float, 3> gaps(wide.data(), {2, S, E}, {S * 2 * E, 2 * E, 2});
@@ -284,7 +284,7 @@ TEST(FailedCalls, InputsThatAProjectionRefusesAreRefusedFirst) {
   twins.expect_as_if_nothing_happened();
 }
 
-TEST(FailedCalls, ProjectionsOfAnotherSizeAreRefusedFirst) {
+TEST(FailedCalls, RefuseProjectionsOfAnotherSizeFirst) {
   using Part = Linear<float>& (LlamaAttention<float>::*)();
   struct Case {
     Part part;

@@ -147,7 +147,7 @@ struct Problem {
 /// Few queries (decoding), and more than a panel; keys that fill steps and that do not.
 constexpr std::array<std::array<Index, 2>, 6> sizes{{{1, 5}, {1, 700}, {3, 64}, {5, 9}, {60, 130}, {200, 64}}};
 
-TYPED_TEST(FastMath, AdditiveMaskOfMinusInfinity) {
+TYPED_TEST(FastMath, KeepsAdditiveMasksOfMinusInfinity) {
   using T = TypeParam;
   const auto keep = [](Index s, Index t) { return s % 5 != 4 && (s + t) % 3 != 0; };  // every fifth row keeps nothing
   on_all([&] {
@@ -161,7 +161,7 @@ TYPED_TEST(FastMath, AdditiveMaskOfMinusInfinity) {
   });
 }
 
-TYPED_TEST(FastMath, RowsWithoutKeys) {
+TYPED_TEST(FastMath, GivesZeroForRowsWithoutKeys) {
   using T = TypeParam;
   on_all([&] {
     for (const auto& [S, keys] : sizes) {
@@ -176,7 +176,7 @@ TYPED_TEST(FastMath, RowsWithoutKeys) {
   });
 }
 
-TYPED_TEST(FastMath, TypedMasks) {
+TYPED_TEST(FastMath, KeepsTypedMasks) {
   using T = TypeParam;
   on_all([&] {
     for (const auto& [S_, keys_] : sizes) {
@@ -195,7 +195,7 @@ TYPED_TEST(FastMath, TypedMasks) {
   });
 }
 
-TYPED_TEST(FastMath, ScoreFunctionThatGivesMinusInfinity) {
+TYPED_TEST(FastMath, KeepsScoresOfMinusInfinity) {
   using T = TypeParam;
   const auto score = [](auto s, attn::Position at) {
     return at.key % 3 == 1 ? from_bits<decltype(s)>(exponent_bits<decltype(s)> | sign_bit<decltype(s)>) : s;
@@ -208,7 +208,7 @@ TYPED_TEST(FastMath, ScoreFunctionThatGivesMinusInfinity) {
   });
 }
 
-TYPED_TEST(FastMath, NanStaysInItsOwnRow) {
+TYPED_TEST(FastMath, KeepsNanInItsOwnRow) {
   using T = TypeParam;
   on_all([&] {
     for (const auto& [S_, keys] : sizes) {
@@ -223,7 +223,7 @@ TYPED_TEST(FastMath, NanStaysInItsOwnRow) {
   });
 }
 
-TYPED_TEST(FastMath, NanInOneScoreIsNotLost) {
+TYPED_TEST(FastMath, KeepsNanOfASingleScore) {
   using T = TypeParam;
   on_all([&] {
     for (const auto& [S_, keys_] : sizes) {
@@ -241,7 +241,7 @@ TYPED_TEST(FastMath, NanInOneScoreIsNotLost) {
   });
 }
 
-TYPED_TEST(FastMath, NanInAPaddedOrMaskedKeyIsNotSeen) {
+TYPED_TEST(FastMath, KeepsNanOfAPaddedKeyOut) {
   using T = TypeParam;
   on_all([&] {
     for (const auto& [S, keys_] : sizes) {
@@ -255,7 +255,7 @@ TYPED_TEST(FastMath, NanInAPaddedOrMaskedKeyIsNotSeen) {
   });
 }
 
-TYPED_TEST(FastMath, SoftmaxOfRowsWithAndWithoutInfinity) {
+TYPED_TEST(FastMath, KeepsInfinityAndNanInSoftmax) {
   using T = TypeParam;
   on_all([&] {
     for (const Index columns : {1, 4, 16, 33, 500}) {
@@ -285,7 +285,8 @@ TYPED_TEST(FastMath, SoftmaxOfRowsWithAndWithoutInfinity) {
   });
 }
 
-TYPED_TEST(FastMath, ExpKeepsItsAccuracy) {  // softmax of {0, x}: the ratio of the two is e^x
+// In the softmax of {0, x}, the ratio of the two results is e^x.
+TYPED_TEST(FastMath, KeepsTheAccuracyOfExp) {
   using T = TypeParam;
   on_all([&] {
     for (int i = 1; i < 2000; ++i) {
@@ -300,7 +301,8 @@ TYPED_TEST(FastMath, ExpKeepsItsAccuracy) {  // softmax of {0, x}: the ratio of 
   });
 }
 
-TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that keep nothing give the output bias
+// A row whose mask keeps nothing gives the bias of the output projection.
+TYPED_TEST(FastMath, KeepsMasksOfMinusInfinityInAModule) {
   using T = TypeParam;
   attn::LlamaAttention<T> module(8, 2);
   module.eval();
@@ -321,7 +323,8 @@ TYPED_TEST(FastMath, ModuleWithAMaskOfMinusInfinity) {  // rows of the mask that
   });
 }
 
-TEST(FastMathConversions, SubnormalHalvesKeepTheirValue) {  // the program runs with flush-to-zero
+// The program itself runs with flush-to-zero.
+TEST(FastMathConversions, KeepSubnormalHalves) {
   on_all([] {
     const Eigen::half tiny = from_bits<Eigen::half>(0x0346);  // 5e-5, below half's smallest normal number
     for (const Index queries : {1, 30}) {
@@ -346,7 +349,7 @@ bool refuses(const Call& call) {
   return false;
 }
 
-TEST(FastMathChecks, DropoutThatIsNoProbabilityIsRefused) {
+TEST(FastMathChecks, RefuseADropoutThatIsNoProbability) {
   const Problem<float> p(2, 3);
   for (const double bad : {nan<double>(), -nan<double>(), minus_infinity<double>(), -minus_infinity<double>(), -0.1, 1.5})
     EXPECT_TRUE(refuses([&] {
@@ -361,14 +364,14 @@ bool refuses_scale(double scale) {
     (void)attn::scaled_dot_product_attention(p.q, p.k, p.v, attn::NoMask{}, attn::NoScore{}, {.scale = scale});
   });
 }
-TEST(FastMathChecks, ScaleThatIsNotFiniteIsRefused) {
+TEST(FastMathChecks, RefuseAScaleThatIsNotFinite) {
   for (const double bad : {nan<double>(), minus_infinity<double>(), -minus_infinity<double>()})
     EXPECT_TRUE(refuses_scale<float>(bad) && refuses_scale<double>(bad) && refuses_scale<Eigen::half>(bad)) << bits(bad);
   EXPECT_TRUE(refuses_scale<float>(1e300));
   EXPECT_FALSE(refuses_scale<double>(1e300));
 }
 
-TEST(FastMathChecks, SoftCapThatIsNoPositiveNumberIsRefused) {
+TEST(FastMathChecks, RefuseASoftCapThatIsNotPositive) {
   for (const float bad : {nan<float>(), minus_infinity<float>(), -minus_infinity<float>(), 0.F, -1.F})
     EXPECT_TRUE(refuses([&] { (void)attn::SoftCap(bad); })) << bits(bad);
   EXPECT_FALSE(refuses([] { (void)attn::SoftCap(1e-30F); }));
@@ -376,7 +379,7 @@ TEST(FastMathChecks, SoftCapThatIsNoPositiveNumberIsRefused) {
 
 // ---- Score functions and the reference ----------------------------------------------------------------------------
 
-TEST(FastMathScores, SoftCapLeavesNanAndBoundsInfinity) {
+TEST(FastMathScores, SoftCapKeepsNanAndBoundsInfinity) {
   const attn::SoftCap cap(from_bits<float>(bits(3.F)));
   EXPECT_TRUE(is_nan(cap(nan<float>(), {})) && is_nan(cap(nan<double>(), {})));
   EXPECT_NEAR(number(cap(minus_infinity<float>(), {})), -3.0, 1e-6);
@@ -407,7 +410,7 @@ attn::AttentionResult<T> by_reference(const Problem<T>& p, const M& mask) {
   return result;
 }
 
-TYPED_TEST(FastMath, TheReferenceSeesMinusInfinityAndNan) {
+TYPED_TEST(FastMath, KeepsMinusInfinityAndNanInTheReference) {
   using T = TypeParam;
   constexpr Index S = 11, keys = 23, bad = 3;
   Problem<T> p(S, keys);
@@ -425,7 +428,7 @@ TYPED_TEST(FastMath, TheReferenceSeesMinusInfinityAndNan) {
   EXPECT_TRUE(is_nan(added.log_sum_exp(0, 0, bad)) && is_nan(kept.log_sum_exp(0, 0, bad)));
 }
 
-TYPED_TEST(FastMath, TheReferenceKeepsNanOfOneScore) {
+TYPED_TEST(FastMath, KeepsNanOfASingleScoreInTheReference) {
   using T = TypeParam;
   constexpr Index S = 3, keys = 9;
   const Problem<T> p(S, keys);
@@ -439,7 +442,7 @@ TYPED_TEST(FastMath, TheReferenceKeepsNanOfOneScore) {
   }
 }
 
-TEST(FastMathNumbers, RefusesNumbersThatAreNotFinite) {
+TEST(FastMathNumbers, AreRefusedIfTheyAreNotFinite) {
   for (const double x : {nan<double>(), minus_infinity<double>(), from_bits<double>(exponent_bits<double>)}) {
     EXPECT_TRUE(refuses([=] { attn::Dropout<float> dropout(x); }));
     EXPECT_TRUE(refuses([=] { attn::LlamaAttention<float> module(8, 2, x); }));

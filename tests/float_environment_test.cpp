@@ -70,7 +70,7 @@ void for_each_task(Index tasks, const Task& task) {
 
 // ---- The control word ----
 
-TEST(FloatEnvironment, IsEqualWhileNothingChanges) {
+TEST(FloatEnvironment, IsEqualUnlessTheControlWordChanges) {
   const FloatEnvironment environment = FloatEnvironment::current();
   (void)third();  // raises the flag "inexact"
   EXPECT_EQ(FloatEnvironment::current(), environment);
@@ -161,7 +161,7 @@ TEST(FloatEnvironment, LanesRestoreTheirThreadsOwn) {
   EXPECT_EQ(checked.changed, 0);
 }
 
-TEST(FloatEnvironment, RoundingReachesAllRowsOfALinear) {
+TEST(FloatEnvironment, ReachesAllRowsOfALinear) {
   if (!FlushSubnormals::available) GTEST_SKIP() << "no control word here";
   const attn::Linear<float> layer(96, 64);
   Tensor<float, 2> x(300, 96);

@@ -46,7 +46,7 @@ void run_guarded([[maybe_unused]] GuardAt where, const Call& call) {
   attn::Workspace::current().release();
 }
 
-TEST(GuardedMemoryDeathTest, ATouchBesideItEndsTheProgram) {
+TEST(GuardedMemoryDeathTest, EndsTheProgramAtATouchBesideIt) {
   const auto x = random_tensor<float, 2>({3, 7}, 1);
   const GuardedTensor<float, 2> first(x, GuardAt::beginning), last(x, GuardAt::end);
   EXPECT_TRUE(same_bits(first.tensor(), x) && same_bits(last.tensor(), x));
@@ -104,7 +104,7 @@ void expect_guarded(const Inputs<T>& in, GuardAt where, const M& mask, const F& 
   }
 }
 
-TYPED_TEST(GuardedMemory, BesideQueriesKeysValuesAndOutputsOfAttention) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideTensorsOfAttention) {
   unsigned seed = 0;
   for (const Sizes& n : odd_sizes())
     at_both_ends([&](GuardAt where) {
@@ -117,7 +117,8 @@ TYPED_TEST(GuardedMemory, BesideQueriesKeysValuesAndOutputsOfAttention) {
     });
 }
 
-TYPED_TEST(GuardedMemory, BesideHeadsThatLieApart) {  // [B,S,H*D] with a gap after each row
+// The heads are views of [B,S,H*D] with a gap after each row.
+TYPED_TEST(GuardedMemory, IsUntouchedBesideHeadsWithGaps) {
   for (const Sizes& n : odd_sizes())
     at_both_ends([&](GuardAt where) {
       const auto in = random_inputs<TypeParam>(n, 3);
@@ -154,7 +155,7 @@ void expect_guarded_masks(const Sizes& n, GuardAt where) {
   expect_guarded(in, where, NoMask{}, attn::ScoreBias(guarded_bias.view()));
 }
 
-TYPED_TEST(GuardedMemory, BesideMasksAndBiasesOfEveryRank) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideMasksAndBiasesOfEveryRank) {
   for (const Sizes& n : odd_sizes())
     at_both_ends([&](GuardAt where) {
       expect_guarded_masks<TypeParam, 1>(n, where);
@@ -164,7 +165,7 @@ TYPED_TEST(GuardedMemory, BesideMasksAndBiasesOfEveryRank) {
     });
 }
 
-TYPED_TEST(GuardedMemory, BesideLengthsAndStartsOfEachSequence) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideLengthsAndStarts) {
   for (Sizes n : odd_sizes())
     at_both_ends([&](GuardAt where) {
       n.B = 3;
@@ -177,7 +178,8 @@ TYPED_TEST(GuardedMemory, BesideLengthsAndStartsOfEachSequence) {
     });
 }
 
-TYPED_TEST(GuardedMemory, BesideKeysThatAreNoPartOfAPaddedSequence) {  // not one load past the length
+// Not a single load may touch memory past the length.
+TYPED_TEST(GuardedMemory, IsUntouchedPastTheEndOfAPaddedSequence) {
   for (const Sizes& n : odd_sizes()) {
     if (n.B * n.G != 1) continue;  // only the last sequence can end at a page
     const auto in = random_inputs<TypeParam>(n, 9);
@@ -206,7 +208,7 @@ constexpr std::array<std::array<Index, 3>, 9> linear_sizes{{{1, 1, 1},
                                                             {600, 150, 11},
                                                             {21, 25, 403}}};
 
-TYPED_TEST(GuardedMemory, BesideInputAndOutputOfLinear) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideInputAndOutputOfLinear) {
   for (const auto& [in, out, rows] : linear_sizes)
     for (const bool bias : {false, true})
       at_both_ends([&, in = in, out = out, rows = rows](GuardAt where) {
@@ -224,7 +226,7 @@ TYPED_TEST(GuardedMemory, BesideInputAndOutputOfLinear) {
       });
 }
 
-TYPED_TEST(GuardedMemory, BesideWeightAndBiasGivenToLinear) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideWeightAndBiasOfLinear) {
   for (const auto& [in, out, rows] : linear_sizes)
     at_both_ends([&, in = in, out = out, rows = rows](GuardAt where) {
       const auto weight = random_tensor<TypeParam, 2>({out, in}, 1);
@@ -247,7 +249,7 @@ TYPED_TEST(GuardedMemory, BesideWeightAndBiasGivenToLinear) {
 
 // ---- The parts of a module --------------------------------------------------------------------------------------
 
-TYPED_TEST(GuardedMemory, BesideRowsOfSoftmax) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideRowsOfSoftmax) {
   for (const Index rows : {1, 3, 70})
     for (const Index columns : {1, 2, 7, 15, 16, 17, 63, 65, 131})
       at_both_ends([&](GuardAt where) {
@@ -264,7 +266,7 @@ TYPED_TEST(GuardedMemory, BesideRowsOfSoftmax) {
       });
 }
 
-TYPED_TEST(GuardedMemory, BesideElementsOfDropout) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideElementsOfDropout) {
   for (const Index size : {1, 3, 4, 63, 64, 65, 1001, 16387})
     at_both_ends([&](GuardAt where) {
       const auto x = random_tensor<TypeParam, 1>({size}, 1);
@@ -282,7 +284,7 @@ TYPED_TEST(GuardedMemory, BesideElementsOfDropout) {
     });
 }
 
-TYPED_TEST(GuardedMemory, BesideHeadsTurnedByRotary) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideHeadsOfRotary) {
   const std::vector<Index> starts{3, 0};
   for (const auto layout : {attn::RotaryLayout::half_split, attn::RotaryLayout::interleaved})
     for (const auto& [heads, rows, size, turned] :
@@ -302,7 +304,7 @@ TYPED_TEST(GuardedMemory, BesideHeadsTurnedByRotary) {
       });
 }
 
-TYPED_TEST(GuardedMemory, BesideKeysAndValuesAppendedToACache) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideKeysAndValuesOfACache) {
   for (const auto& [heads, rows, size, value_size] : {std::array<Index, 4>{1, 1, 1, 3}, {2, 3, 7, 5}, {3, 5, 33, 65}})
     at_both_ends([&, heads = heads, rows = rows, size = size, value_size = value_size](GuardAt where) {
       const auto keys = random_tensor<TypeParam, 4>({2, heads, rows, size}, 1);
@@ -324,7 +326,7 @@ TYPED_TEST(GuardedMemory, BesideKeysAndValuesAppendedToACache) {
     });
 }
 
-TYPED_TEST(GuardedMemory, BesideInputOutputAndCacheOfTheModule) {
+TYPED_TEST(GuardedMemory, IsUntouchedBesideInputOutputAndCacheOfAModule) {
   const attn::LlamaAttentionConfig config{.hidden_size = 54,
                                           .num_attention_heads = 6,
                                           .num_key_value_heads = 2,

@@ -53,7 +53,7 @@ bool well_formed(const std::string& xml) {
   return open.empty() && count(xml, "&") == count(xml, "&amp;") + count(xml, "&lt;") + count(xml, "&gt;") + count(xml, "&quot;");
 }
 
-TEST(HeatMap, SplitsWordsAtSpacesAndChineseIntoSigns) {
+TEST(HeatMap, SplitsWordsAtSpacesAndChineseIntoCharacters) {
   EXPECT_EQ(heat_map::split_words("  the cat\tsat\n"), (std::vector<std::string>{"the", "cat", "sat"}));
   EXPECT_EQ(heat_map::split_words("a 注意 b"), (std::vector<std::string>{"a", "注", "意", "b"}));
   EXPECT_EQ(heat_map::split_words("ab注意cd"), (std::vector<std::string>{"ab", "注", "意", "cd"}));

@@ -81,13 +81,13 @@ std::string first_call() {
   return std::to_string(attn::Softmax<float>().forward(random_tensor<float, 1>({5}, 1)).size());
 }
 
-TEST(Environment, NothingOrAnEmptyTextMeansTheBest) {
+TEST(Environment, ChoosesTheBestWhenUnsetOrEmpty) {
   const std::string best(isa_name(attn::supported_isas().back()));
   EXPECT_EQ(with_environment(nullptr, active_name), best);
   EXPECT_EQ(with_environment("", active_name), best);
 }
 
-TEST(Environment, ForcesEachThatThisCpuHas) {
+TEST(Environment, ForcesAnyInstructionSetOfThisCpu) {
   for (const Isa isa : attn::supported_isas()) {
     const std::string name(isa_name(isa));
     EXPECT_EQ(with_environment(name.c_str(), active_name), name);
@@ -101,7 +101,7 @@ TEST(Environment, RefusesANameThatDoesNotExist) {
       EXPECT_TRUE(reads(text, {"[attn::active_isa] ", "instruction set", "expected ", "baseline", "got ", name}));
 }
 
-TEST(Environment, RefusesOneThatThisCpuLacks) {
+TEST(Environment, RefusesInstructionSetsThatThisCpuLacks) {
   if (missing_isas().empty()) GTEST_SKIP() << "this CPU has them all";
   for (const Isa isa : missing_isas()) {
     const std::string name(isa_name(isa));
@@ -109,7 +109,7 @@ TEST(Environment, RefusesOneThatThisCpuLacks) {
   }
 }
 
-TEST(Environment, WhatItSaysDoesNotMatterOnceOneIsSet) {
+TEST(Environment, IsIgnoredOnceAnInstructionSetIsChosen) {
   for (const Isa isa : attn::supported_isas()) {
     const auto set = [isa] {
       attn::set_active_isa(isa);
@@ -119,7 +119,7 @@ TEST(Environment, WhatItSaysDoesNotMatterOnceOneIsSet) {
   }
 }
 
-TEST(Environment, ARefusalIsRepeatedAndNamesWhatThereIs) {
+TEST(Environment, RefusesEveryTimeAndNamesWhatThereIs) {
   const auto twice = [] {
     std::string text = error_of([] { (void)attn::active_isa(); });
     if (text != error_of([] { (void)attn::active_isa(); })) text = "the second call says something else";
@@ -141,7 +141,7 @@ TEST(SupportedIsas, BeginsWithTheBaselineAndGetsBetter) {
   EXPECT_EQ(attn::supported_isas().data(), isas.data()) << "asked for once";
 }
 
-TEST(SupportedIsas, EachHasItsRunOfTheTests) {
+TEST(SupportedIsas, AreEachRunByTheTests) {
   const std::string run = " " ATTN_TEST_ISAS " ";
   for (const Isa isa : attn::supported_isas())
     EXPECT_NE(run.find(' ' + std::string(isa_name(isa)) + ' '), std::string::npos)
@@ -149,7 +149,7 @@ TEST(SupportedIsas, EachHasItsRunOfTheTests) {
 }
 
 #if defined(__x86_64__)
-TEST(SupportedIsas, AreWhatTheCompilersOwnQuestionSays) {
+TEST(SupportedIsas, AgreeWithTheCompilersOwnDetection) {
   __builtin_cpu_init();
   const auto has = [](Isa isa) { return std::ranges::count(attn::supported_isas(), isa) == 1; };
   // F16C has no name there; no CPU has AVX2 and lacks it.
@@ -161,14 +161,14 @@ TEST(SupportedIsas, AreWhatTheCompilersOwnQuestionSays) {
   EXPECT_EQ(has(Isa::avx512), avx2 && avx512);
 }
 #else
-TEST(SupportedIsas, ElsewhereAreTheBaselineAlone) { EXPECT_EQ(attn::supported_isas().size(), 1U); }
+TEST(SupportedIsas, AreTheBaselineAloneOffX86) { EXPECT_EQ(attn::supported_isas().size(), 1U); }
 #endif
 
 TEST(IsaName, IsWhatTheEnvironmentTakes) {
   static_assert(isa_name(Isa::baseline) == "baseline" && isa_name(Isa::avx2) == "avx2" && isa_name(Isa::avx512) == "avx512");
 }
 
-TEST(SetActiveIsa, HoldsFromTheNextCallOnInAllThreads) {
+TEST(SetActiveIsa, TakesEffectInAllThreads) {
   const KeepIsa keep;
   for (const Isa isa : attn::supported_isas()) {
     attn::set_active_isa(isa);
@@ -179,7 +179,7 @@ TEST(SetActiveIsa, HoldsFromTheNextCallOnInAllThreads) {
   }
 }
 
-TEST(SetActiveIsa, RefusesOneThatThisCpuLacksAndChangesNothing) {
+TEST(SetActiveIsa, RefusesInstructionSetsThatThisCpuLacks) {
   if (missing_isas().empty()) GTEST_SKIP() << "this CPU has them all";
   const Isa before = attn::active_isa();
   for (const Isa isa : missing_isas()) {
@@ -216,7 +216,7 @@ class OnAllIsas : public testing::Test {
 using Types = testing::Types<float, double, Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(OnAllIsas, Types);
 
-TYPED_TEST(OnAllIsas, Linear) {
+TYPED_TEST(OnAllIsas, LinearGivesTheSame) {
   using T = TypeParam;
   const attn::Linear<T> layer(130, 77);
   for (const Index rows : {1, 2, 7, 41}) {
@@ -225,7 +225,7 @@ TYPED_TEST(OnAllIsas, Linear) {
   }
 }
 
-TYPED_TEST(OnAllIsas, Softmax) {
+TYPED_TEST(OnAllIsas, SoftmaxGivesTheSame) {
   using T = TypeParam;
   for (const Index columns : {1, 3, 16, 100, 1000}) {
     const auto x = random_tensor<T, 2>({5, columns}, static_cast<unsigned>(columns));
@@ -233,7 +233,7 @@ TYPED_TEST(OnAllIsas, Softmax) {
   }
 }
 
-TYPED_TEST(OnAllIsas, Attention) {
+TYPED_TEST(OnAllIsas, AttentionGivesTheSame) {
   using T = TypeParam;
   const auto score = [](auto s, attn::Position at) {
     return s - static_cast<decltype(s)>(0.125F) * static_cast<decltype(s)>(at.distance());
@@ -264,7 +264,8 @@ TEST(OnAllIsas, DropoutDropsTheSameWeights) {
   }
 }
 
-TEST(OnAllIsas, AModuleAndItsCacheMayChangeBetweenCalls) {  // weights and caches do not depend on the instruction set
+// Weights and caches do not depend on the instruction set.
+TEST(OnAllIsas, AModuleAndItsCacheMayChangeBetweenCalls) {
   const KeepIsa keep;
   attn::LlamaAttention<float> module(attn::LlamaAttentionConfig{
       .hidden_size = 96, .num_attention_heads = 6, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
@@ -282,7 +283,8 @@ TEST(OnAllIsas, AModuleAndItsCacheMayChangeBetweenCalls) {  // weights and cache
   }
 }
 
-TEST(OnAllIsas, ACallKeepsTheOneItBeganWith) {  // two in one call would not agree on the width of a panel
+// Two instruction sets in one call would disagree on the width of a panel.
+TEST(OnAllIsas, CallsKeepTheInstructionSetTheyBeganWith) {
   if (attn::supported_isas().size() < 2) GTEST_SKIP() << "this CPU has but one";
   const KeepIsa keep;
   const auto q = random_tensor<float, 4>({1, 2, 60, 16}, 1), k = random_tensor<float, 4>({1, 2, 90, 16}, 2);

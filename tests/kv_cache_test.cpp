@@ -43,9 +43,9 @@ TEST(KvCache, IsEmptyWhenNew) {
   EXPECT_EQ(cache.keys().dimension(2), 0);
 }
 
-TEST(KvCache, ValuesAreAsWideAsKeysUnlessToldOtherwise) { EXPECT_EQ(KvCache<float>(1, 1, 4, 7).value_size(), 7); }
+TEST(KvCache, GivesValuesTheSizeOfKeysByDefault) { EXPECT_EQ(KvCache<float>(1, 1, 4, 7).value_size(), 7); }
 
-TEST(KvCache, AppendsOneAfterTheOther) {
+TEST(KvCache, AppendsTokensAfterThoseItHolds) {
   KvCache<float> cache(B, G, 10, D, Dv);
   const Tokens first(3, 1), second(1, 2);
   cache.append(first.keys, first.values);
@@ -129,7 +129,7 @@ TEST(KvCache, CanBeFilledToTheLastToken) {
   expect_error([&] { cache.check_room(1); }, {"[attn::KvCache::append]", "4 of 4"});
 }
 
-TEST(KvCache, OverflowIsAnErrorThatChangesNothing) {
+TEST(KvCache, RefusesOverflowAndStaysUnchanged) {
   KvCache<float> cache(B, G, 5, D, Dv);
   const Tokens tokens(4, 1), two(2, 2);
   cache.append(tokens.keys, tokens.values);
@@ -139,7 +139,7 @@ TEST(KvCache, OverflowIsAnErrorThatChangesNothing) {
   EXPECT_EQ(contents(cache), before);
 }
 
-TEST(KvCache, WrongShapesAreErrorsThatChangeNothing) {
+TEST(KvCache, RefusesWrongShapesAndStaysUnchanged) {
   KvCache<float> cache(B, G, 5, D, Dv);
   const Tokens tokens(2, 1), three(3, 2);
   cache.append(tokens.keys, tokens.values);
@@ -151,7 +151,7 @@ TEST(KvCache, WrongShapesAreErrorsThatChangeNothing) {
   EXPECT_EQ(contents(cache), before);
 }
 
-TEST(KvCache, RollingBackTooFarOrANegativeNumberIsAnErrorThatChangesNothing) {
+TEST(KvCache, RefusesToRollBackTooFarAndStaysUnchanged) {
   KvCache<float> cache(B, G, 5, D, Dv);
   const Tokens tokens(4, 1);
   cache.append(tokens.keys, tokens.values);
@@ -164,7 +164,7 @@ TEST(KvCache, RollingBackTooFarOrANegativeNumberIsAnErrorThatChangesNothing) {
   EXPECT_EQ(contents(cache), before);
 }
 
-TEST(KvCache, SequencesThatAreNotThereAreErrors) {
+TEST(KvCache, RefusesSequencesItDoesNotHave) {
   KvCache<float> cache(B, G, 5, D, Dv);
   for (const Index b : {Index{-1}, B}) {
     expect_error([&] { cache.roll_back(b, 0); }, {"[attn::KvCache::roll_back] sequence", "3"});
@@ -173,7 +173,7 @@ TEST(KvCache, SequencesThatAreNotThereAreErrors) {
   }
 }
 
-TEST(KvCache, RefusesSizesThatMakeNoSense) {
+TEST(KvCache, RefusesSizesBelowTheirLeast) {
   expect_error([] { KvCache<float> cache(-1, 1, 1, 1); }, {"[attn::KvCache]", "got [-1,1,1,1]"});
   expect_error([] { KvCache<float> cache(1, 0, 1, 1); }, {"[attn::KvCache]", "got [1,0,1,1]"});
   expect_error([] { KvCache<float> cache(1, 1, -1, 1); }, {"[attn::KvCache]", "got [1,1,-1,1]"});
@@ -181,7 +181,7 @@ TEST(KvCache, RefusesSizesThatMakeNoSense) {
   expect_error([] { KvCache<float> cache(1, 1, 1, 1, -1); }, {"[attn::KvCache]"});
 }
 
-TEST(KvCache, OfNoSequencesOrNoCapacityIsAllowed) {
+TEST(KvCache, MayHaveNoSequencesOrNoCapacity) {
   KvCache<float> none(0, 1, 4, 2), full(1, 1, 0, 2);
   EXPECT_EQ(none.max_length(), 0);
   EXPECT_NO_THROW(none.append(Tensor<float, 4>(0, 1, 2, 2), Tensor<float, 4>(0, 1, 2, 2)));
@@ -237,7 +237,7 @@ TEST(KvCache, TakesViewsWhoseLastAxisHasGapsOrRepeats) {
       }
 }
 
-TEST(KvCache, WrittenTokensAreSeenOnRequestAndCountOnceCommitted) {
+TEST(KvCache, ShowsWrittenTokensOnRequestAndCountsCommittedOnes) {
   KvCache<float> cache(B, G, 10, D, Dv), appended(B, G, 10, D, Dv);
   const Tokens first(3, 1), second(2, 2), never(4, 3);
   cache.append(first.keys, first.values);
@@ -262,7 +262,7 @@ TEST(KvCache, WrittenTokensAreSeenOnRequestAndCountOnceCommitted) {
   EXPECT_EQ(contents(cache), contents(appended));
 }
 
-TEST(KvCache, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {
+TEST(KvCache, IsEmptyOnceMovedFromAndCanBeAssignedTo) {
   KvCache<float> cache(B, G, 5, D, Dv);
   const Tokens tokens(2, 1);
   cache.append(tokens.keys, tokens.values);

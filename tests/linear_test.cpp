@@ -51,19 +51,19 @@ void expect_as_good_as_plain(Index in, Index out, Index rows, bool bias) {
       << "in " << in << ", out " << out << ", rows " << rows << ", bias " << bias;
 }
 
-TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForEveryInputSizeTo130) {
+TEST(Linear, IsAsExactAsAPlainLoopForEveryInputSizeTo130) {
   for (Index n = 1; n <= 130; ++n) expect_as_good_as_plain(n, 17, 5, n % 2 == 0);
 }
 
-TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForEveryOutputSizeTo130) {
+TEST(Linear, IsAsExactAsAPlainLoopForEveryOutputSizeTo130) {
   for (Index n = 1; n <= 130; ++n) expect_as_good_as_plain(19, n, 5, n % 2 == 1);
 }
 
-TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForEveryNumberOfRowsTo130) {
+TEST(Linear, IsAsExactAsAPlainLoopForEveryNumberOfRowsTo130) {
   for (Index n = 1; n <= 130; ++n) expect_as_good_as_plain(21, 18, n, true);
 }
 
-TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForLargerSizes) {
+TEST(Linear, IsAsExactAsAPlainLoopForLargerSizes) {
   expect_as_good_as_plain(300, 530, 70, true);
   expect_as_good_as_plain(1030, 97, 33, true);
   expect_as_good_as_plain(2049, 65, 1, false);
@@ -74,7 +74,7 @@ TEST(Linear, ErrorIsAtMostTwiceAPlainLoopsForLargerSizes) {
   expect_as_good_as_plain(1101, 150, 400, false);
 }
 
-TEST(Linear, OfDoubleIsSummedInDouble) {
+TEST(Linear, SumsInDoubleForDouble) {
   for (const auto& [in, out, rows] :
        {std::array<Index, 3>{1, 1, 1}, {3, 5, 2}, {33, 17, 9}, {300, 131, 20}, {64, 64, 64}}) {
     const Linear<double> layer(in, out, true, 3);
@@ -88,7 +88,7 @@ class LinearStoredLow : public testing::Test {};
 using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(LinearStoredLow, Low);
 
-TYPED_TEST(LinearStoredLow, IsSummedInFloatAndRoundedOnce) {
+TYPED_TEST(LinearStoredLow, SumsInFloatAndRoundsOnce) {
   for (const auto& [in, out, rows] :
        {std::array<Index, 3>{1, 1, 1}, {7, 5, 3}, {48, 33, 1}, {129, 34, 11}, {1000, 20, 8}}) {
     const Linear<TypeParam> layer(in, out, true, 3);
@@ -101,8 +101,8 @@ TYPED_TEST(LinearStoredLow, IsSummedInFloatAndRoundedOnce) {
   }
 }
 
-TYPED_TEST(LinearStoredLow,
-           SumsManyInputsForManyOutputs) {  // several stretches of inputs, several panels of outputs a task
+// There are several blocks of inputs, and several panels of outputs in each task.
+TYPED_TEST(LinearStoredLow, SumsManyInputsForManyOutputs) {
   attn::SerialExecutor serial;
   const attn::UseExecutor use(serial);
   for (const auto& [in, out, rows] :
@@ -135,7 +135,7 @@ TEST(Linear, TakesTheLastAxisOfAnyRankTo4) {
   }
 }
 
-TEST(Linear, WritesIntoTheCallersMemoryAndNothingBeside) {
+TEST(Linear, WritesIntoTheCallersMemoryAndNothingBesideIt) {
   for (const auto& [in, out, rows] : {std::array<Index, 3>{5, 3, 4}, {17, 21, 1}, {33, 50, 13}}) {
     const Linear<float> layer(in, out, true, 1);
     auto x = random_tensor<float, 2>({rows, in}, 1);
@@ -148,7 +148,8 @@ TEST(Linear, WritesIntoTheCallersMemoryAndNothingBeside) {
   }
 }
 
-TEST(Linear, EveryRowIsItsOwn) {  // a NaN in one row of x reaches no other, in whatever tile it lies
+// A NaN in one row of x must not reach another row of the same tile.
+TEST(Linear, KeepsNanInItsOwnRow) {
   const Linear<float> layer(33, 19, true, 1);
   auto x = random_tensor<float, 2>({21, 33}, 1);
   const auto clean = layer(x);
@@ -176,7 +177,7 @@ TEST(Linear, WeightAndBiasComeBackAsTheyWereSet) {
   }
 }
 
-TEST(Linear, WithoutBias) {
+TEST(Linear, MayHaveNoBias) {
   const Linear<float> layer(4, 3, false);
   EXPECT_FALSE(layer.has_bias());
   EXPECT_EQ(layer.bias().size(), 0);
@@ -186,14 +187,14 @@ TEST(Linear, WithoutBias) {
   EXPECT_TRUE(Linear<float>(4, 3).has_bias());
 }
 
-TEST(Linear, OfZeroIsTheBias) {
+TEST(Linear, GivesTheBiasForAnInputOfZeros) {
   const Linear<float> layer(4, 37, true, 5);
   Tensor<float, 1> zero(4);
   zero.setZero();
   EXPECT_TRUE(same_bits(layer(zero), layer.bias()));
 }
 
-TEST(Linear, OfNoRowsIsNoRows) {
+TEST(Linear, GivesNoRowsForNoRows) {
   const Linear<float> layer(4, 3);
   const Tensor<float, 3> y = layer(Tensor<float, 3>(2, 0, 4));
   EXPECT_EQ(y.dimension(0), 2);
@@ -240,7 +241,7 @@ TEST(Linear, InitialWeightsStayInRangeForEveryType) {
   EXPECT_TRUE(within(Linear<Eigen::bfloat16>(9, 40)));
 }
 
-TEST(Linear, TheSeedDecides) {
+TEST(Linear, DrawsItsWeightsFromItsSeed) {
   const Linear<float> a(30, 20, true, 5), same(30, 20, true, 5), other(30, 20, true, 6);
   EXPECT_TRUE(same_bits(a.weight(), same.weight()));
   EXPECT_TRUE(same_bits(a.bias(), same.bias()));
@@ -278,7 +279,7 @@ TEST(Linear, DoesNotDependOnTheNumberOfThreads) {
   }
 }
 
-TEST(Linear, ForwardFromSeveralThreadsAtOnce) {
+TEST(Linear, MayBeCalledFromSeveralThreadsAtOnce) {
   const Linear<float> layer(65, 50, true, 1);
   const auto x = random_tensor<float, 2>({9, 65}, 1);
   const auto expected = layer(x);
@@ -310,7 +311,7 @@ attn::View<T, 3> columns_of(Tensor<T, 2>& x, Index first, Index count) {
   return {x.data() + first, {2, rows / 2, count}, {rows / 2 * row, row, 1}};
 }
 
-TEST(Linear, TakesRowsThatLieEquallyFarApart) {
+TEST(Linear, TakesRowsThatAreEquallyFarApart) {
   for (const auto& [in, out, rows] : {std::array<Index, 3>{4, 3, 6}, {70, 100, 24}, {1, 1, 2}}) {
     const Linear<float> layer(in, out, true, 5);
     auto x = random_tensor<float, 2>({rows, in + 9}, 1), y = random_tensor<float, 2>({rows, out + 7}, 2);
@@ -326,7 +327,7 @@ TEST(Linear, TakesRowsThatLieEquallyFarApart) {
   }
 }
 
-TEST(Linear, RefusesRowsThatDoNotLieEquallyFarApart) {
+TEST(Linear, RefusesRowsThatAreNotEquallyFarApart) {
   const Linear<float> layer(4, 3);
   const auto x = random_tensor<float, 3>({2, 3, 8}, 1);
   Tensor<float, 4> y(2, 2, 3, 3);
@@ -365,7 +366,7 @@ TEST(Linear, RefusesAnOutputThatSharesMemoryWithTheInput) {
   EXPECT_TRUE(same_bits(x, before));
 }
 
-TEST(Linear, WeightRowsAreReadIntoAnyStrideButZero) {
+TEST(Linear, ReadsWeightRowsIntoAnyStrideButZero) {
   const Linear<float> layer(4, 3);
   Tensor<float, 1> row(8);
   row.setConstant(7.F);
@@ -376,7 +377,7 @@ TEST(Linear, WeightRowsAreReadIntoAnyStrideButZero) {
                {"[attn::Linear::weight_row]", "row", "each element once", "got [0]"});
 }
 
-TEST(Linear, WeightAndBiasAreTakenThroughAnyStrides) {
+TEST(Linear, TakesWeightAndBiasThroughAnyStrides) {
   auto turned = random_tensor<float, 2>({4, 6}, 1);  // [in, 2 * out]
   const attn::View<const float, 2> weight(turned.data(), {3, 4}, {2, 6});
   const attn::View<const float, 1> bias(turned.data(), {3}, {5});
@@ -430,7 +431,7 @@ TEST(Linear, RefusesSizesThatOverflow) {
       {"[attn::Linear] weight", "at least 1", "got [0,3]"});
 }
 
-TEST(Linear, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {
+TEST(Linear, IsEmptyOnceMovedFromAndCanBeAssignedTo) {
   Linear<float> layer(6, 5, true, 1);
   const auto weight = layer.weight();
   Linear<float> moved = std::move(layer);
@@ -457,7 +458,7 @@ TEST(Linear, ThatWasMovedFromIsEmptyAndCanBeAssignedTo) {
   EXPECT_TRUE(same_bits(moved.weight(), weight));
 }
 
-TEST(Linear, TwoMadeAlikeHaveWeightsOfTheirOwn) {
+TEST(Linear, DrawsWeightsOfItsOwnWithoutASeed) {
   const Linear<float> a(30, 20), b(30, 20), seeded(30, 20, true, 0), same(30, 20, true, 0);
   EXPECT_FALSE(same_bits(a.weight(), b.weight()));
   EXPECT_FALSE(same_bits(a.bias(), b.bias()));
@@ -474,7 +475,7 @@ TEST(Linear, ChecksWithoutRunning) {
   expect_error([&] { layer.check(y, attn::View<const float, 2>(y)); }, {"[attn::Linear::forward] input", "got [2,3]"});
 }
 
-TEST(Linear, BiasAndFirstRowOfTheWeightAreDrawnApart) {
+TEST(Linear, DrawsBiasAndWeightIndependently) {
   const Linear<float> layer(20, 20, true, 1);
   const auto weight = layer.weight();
   const auto bias = layer.bias();

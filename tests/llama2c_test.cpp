@@ -243,7 +243,7 @@ Tensor<double, 3> by_hand(const TinyCheckpoint& c, const Tokens& tokens) {
 const Tokens some_tokens{1, 260, 17, 5, 262, 0, 99, 99, 3, 261, 200, 42};
 constexpr double same = 3e-5;  // two ways to the same logits; these reach 10
 
-TEST_F(Llama2c, ModelIsLlama2cFormula) {
+TEST_F(Llama2c, MatchesLlama2csFormula) {
   for (const bool tied : {true, false}) {
     const TinyCheckpoint checkpoint(tied);
     EXPECT_LT(max_difference(logits_of(model(checkpoint), some_tokens), by_hand(checkpoint, some_tokens)), 1e-4)
@@ -251,7 +251,7 @@ TEST_F(Llama2c, ModelIsLlama2cFormula) {
   }
 }
 
-TEST_F(Llama2c, CacheTokenByTokenAndOnePrefillGiveTheSameLogits) {
+TEST_F(Llama2c, GivesTheSameLogitsTokenByTokenAndInOnePrefill) {
   const Llama llama = model(TinyCheckpoint());
   const Tensor<float, 3> without = logits_of(llama, some_tokens);
   LlamaCache cache = llama.make_cache(1, 12);
@@ -259,7 +259,7 @@ TEST_F(Llama2c, CacheTokenByTokenAndOnePrefillGiveTheSameLogits) {
   EXPECT_LT(max_difference(one_by_one(llama, some_tokens), without), same);
 }
 
-TEST_F(Llama2c, PrefillInTwoPartsGivesTheSameLogits) {
+TEST_F(Llama2c, GivesTheSameLogitsForAPrefillInTwoParts) {
   const Llama llama = model(TinyCheckpoint());
   LlamaCache cache = llama.make_cache(1, 12);
   const Tensor<float, 3> all = logits_of(llama, some_tokens);
@@ -269,7 +269,7 @@ TEST_F(Llama2c, PrefillInTwoPartsGivesTheSameLogits) {
   EXPECT_LT(max_difference(rest, View<const float, 3>(&all(0, 5, 0), {1, 7, V})), same);
 }
 
-TEST_F(Llama2c, HalfSplitLayoutGivesTheSameLogits) {
+TEST_F(Llama2c, GivesTheSameLogitsInTheHalfSplitLayout) {
   const TinyCheckpoint checkpoint;
   const Llama interleaved = model(checkpoint), half_split = model(checkpoint, RotaryLayout::half_split);
   EXPECT_LT(max_difference(logits_of(interleaved, some_tokens), logits_of(half_split, some_tokens)), same);
@@ -278,7 +278,7 @@ TEST_F(Llama2c, HalfSplitLayoutGivesTheSameLogits) {
       0.0F);
 }
 
-TEST_F(Llama2c, PromptsOfUnlikeLengthShareABatch) {
+TEST_F(Llama2c, TakesPromptsOfDifferentLengthInOneBatch) {
   const Llama llama = model(TinyCheckpoint());
   const std::vector<Tokens> prompts{{1, 260, 17, 5, 262}, {1, 99}, {1, 3, 261}};
   const Tokens follow{7, 8, 9, 10};
@@ -314,13 +314,13 @@ TEST_F(Llama2c, PromptsOfUnlikeLengthShareABatch) {
   }
 }
 
-TEST_F(Llama2c, TokensOutsideTheVocabularyAreRefused) {
+TEST_F(Llama2c, RefusesTokensOutsideTheVocabulary) {
   const Llama llama = model(TinyCheckpoint());
   expect_error([&] { (void)logits_of(llama, {1, 263}); }, {"[attn::examples::Llama::forward]", "0 to 262", "got 263"});
   expect_error([&] { (void)logits_of(llama, {-1}); }, {"got -1"});
 }
 
-TEST_F(Llama2c, CachesOfAnotherModelAreRefused) {
+TEST_F(Llama2c, RefusesCachesOfAnotherModel) {
   const Llama llama = model(TinyCheckpoint());
   LlamaCache none;
   expect_error([&] { (void)logits_of(llama, {1}, &none); }, {"expected one for each of 2 layers, got 0"});
@@ -328,17 +328,17 @@ TEST_F(Llama2c, CachesOfAnotherModelAreRefused) {
 
 // ---- Bad checkpoints ------------------------------------------------------------------------------------------------
 
-TEST_F(Llama2c, CheckpointMissing) {
+TEST_F(Llama2c, RefusesAMissingFile) {
   expect_error(
       [&] { (void)load_checkpoint("no/such/file.bin"); },
       {"[attn::examples::load_checkpoint] ", "no/such/file.bin", "expected a file that can be read, got none"});
 }
 
-TEST_F(Llama2c, CheckpointIsAFolder) {
+TEST_F(Llama2c, RefusesAFolder) {
   expect_error([&] { (void)load_checkpoint(testing::TempDir()); }, {"expected a file that can be read"});
 }
 
-TEST_F(Llama2c, CheckpointTruncated) {
+TEST_F(Llama2c, RefusesATruncatedFile) {
   const std::string bytes = TinyCheckpoint().bytes();
   for (std::size_t length = 0; length < 28; ++length)
     expect_error([&] { (void)load_checkpoint(file(bytes.substr(0, length))); },
@@ -350,14 +350,14 @@ TEST_F(Llama2c, CheckpointTruncated) {
                  {"is truncated, expected ", (std::to_string(bytes.size()) + " bytes, got "), std::to_string(length)});
 }
 
-TEST_F(Llama2c, CheckpointTooLong) {
+TEST_F(Llama2c, RefusesAFileThatIsTooLong) {
   const std::string bytes = TinyCheckpoint().bytes();
   expect_error(
       [&] { (void)load_checkpoint(file(bytes + "x")); },
       {"is too long, expected ", (std::to_string(bytes.size()) + " bytes, got "), std::to_string(bytes.size() + 1)});
 }
 
-TEST_F(Llama2c, CheckpointOfTheWrongVocabularySignIsOfTheWrongLength) {
+TEST_F(Llama2c, RefusesTheWrongSignOfTheVocabulary) {
   TinyCheckpoint tied, untied(false);
   tied.header[5] = -263;
   untied.header[5] = 263;
@@ -365,7 +365,7 @@ TEST_F(Llama2c, CheckpointOfTheWrongVocabularySignIsOfTheWrongLength) {
   expect_error([&] { (void)model(untied); }, {"is too long, expected "});
 }
 
-TEST_F(Llama2c, CheckpointSizesOutsideTheirRange) {
+TEST_F(Llama2c, RefusesSizesOutsideTheirRange) {
   const char* const names[] = {"dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len"};
   constexpr std::int32_t huge = std::numeric_limits<std::int32_t>::max(),
                          least = std::numeric_limits<std::int32_t>::min();
@@ -378,14 +378,14 @@ TEST_F(Llama2c, CheckpointSizesOutsideTheirRange) {
     }
 }
 
-TEST_F(Llama2c, CheckpointOfLargestSizesDoesNotOverflowOrAllocate) {
+TEST_F(Llama2c, RefusesTheLargestSizesWithoutOverflow) {
   TinyCheckpoint checkpoint;
   constexpr std::int32_t most = 1 << 24;
   checkpoint.header = {most, most, 1024, 1, 1, -most, most};
   expect_error([&] { (void)model(checkpoint); }, {"is truncated, expected 80", " bytes, got "});
 }
 
-TEST_F(Llama2c, CheckpointHeadsThatDoNotDivide) {
+TEST_F(Llama2c, RefusesHeadsThatDoNotDivide) {
   TinyCheckpoint checkpoint;
   checkpoint.header[3] = 3;
   expect_error([&] { (void)model(checkpoint); }, {"dim", "3 heads, got 16"});
@@ -399,7 +399,7 @@ TEST_F(Llama2c, CheckpointHeadsThatDoNotDivide) {
 
 // ---- The tokenizer --------------------------------------------------------------------------------------------------
 
-TEST_F(Llama2c, TokenizerMergesTheBestPairFirst) {
+TEST_F(Llama2c, MergesTheBestPairFirst) {
   const Tokenizer tokenizer(
       file(tiny_tokenizer({" ", "a", "b", "ab", " a", "bb", "abb"})));  // the shorter score higher
   EXPECT_EQ(tokenizer.encode(""), Tokens{begin_of_text});
@@ -409,7 +409,7 @@ TEST_F(Llama2c, TokenizerMergesTheBestPairFirst) {
   EXPECT_EQ(tokenizer.encode("babb"), (Tokens{1, 259, 261, 265}));  // "ab", then "abb"
 }
 
-TEST_F(Llama2c, TokenizerFallsBackToBytes) {
+TEST_F(Llama2c, FallsBackToBytes) {
   const Tokenizer tokenizer(file(tiny_tokenizer()));
   EXPECT_EQ(tokenizer.encode("\xC3\xA9"), (Tokens{1, 259, first_byte + 0xC3, first_byte + 0xA9}));
   EXPECT_EQ(tokenizer.encode("a\n"), (Tokens{1, 259, 260, first_byte + 0x0A}));
@@ -418,12 +418,12 @@ TEST_F(Llama2c, TokenizerFallsBackToBytes) {
   EXPECT_EQ(tokenizer.decode(260, first_byte), std::string(1, '\0'));
 }
 
-TEST_F(Llama2c, TokenizerKnowsCodePoints) {
+TEST_F(Llama2c, KnowsCodePoints) {
   const Tokenizer tokenizer(file(tiny_tokenizer({" ", "\xC3\xA9", "\xF0\x9F\x98\x80"})));
   EXPECT_EQ(tokenizer.encode("\xC3\xA9\xF0\x9F\x98\x80"), (Tokens{1, 259, 260, 261}));
 }
 
-TEST_F(Llama2c, TokenizerStripsTheSpaceAfterTheBeginningOnly) {
+TEST_F(Llama2c, StripsTheSpaceAfterTheBeginningOnly) {
   const Tokenizer tokenizer(file(tiny_tokenizer({" ", "a", "b", " a"})));
   EXPECT_EQ(tokenizer.decode(begin_of_text, 262), "a");
   EXPECT_EQ(tokenizer.decode(260, 262), " a");
@@ -449,17 +449,17 @@ const std::vector<std::string> texts{"",
                                      "<0x41> <s>",
                                      std::string("nul\0nul", 7)};
 
-TEST_F(Llama2c, TokenizerRoundTrip) {
+TEST_F(Llama2c, DecodesWhatItEncodes) {
   const Tokenizer tokenizer(file(tiny_tokenizer()));
   for (const std::string& text : texts) EXPECT_EQ(round_trip(tokenizer, text), text);
 }
 
-TEST_F(Llama2c, TokenizerMissing) {
+TEST_F(Llama2c, RefusesAMissingFile) {
   expect_error([] { Tokenizer("no/such/file.bin"); },
                {"[attn::examples::Tokenizer] ", "expected a file that can be read"});
 }
 
-TEST_F(Llama2c, TokenizerTruncated) {
+TEST_F(Llama2c, RefusesATruncatedFile) {
   const std::string bytes = tiny_tokenizer();
   for (std::size_t length = 0; length < 4; ++length)
     expect_error([&] { Tokenizer(file(bytes.substr(0, length))); }, {"is truncated, expected at least 4 bytes, got "});
@@ -472,12 +472,12 @@ TEST_F(Llama2c, TokenizerTruncated) {
 }
 
 // Between two pieces the file itself cannot tell, but its size is no longer the model's vocabulary.
-TEST_F(Llama2c, TokenizerTruncatedBetweenPiecesIsOfAnotherVocabulary) {
+TEST_F(Llama2c, IsOfAnotherSizeIfTruncatedBetweenPieces) {
   const std::string bytes = tiny_tokenizer();
   EXPECT_EQ(Tokenizer(file(bytes.substr(0, bytes.size() - 10))).size(), 262);
 }
 
-TEST_F(Llama2c, TokenizerPieceLengths) {
+TEST_F(Llama2c, RefusesPieceLengthsOutsideTheirRange) {
   std::string bytes = tiny_tokenizer();
   for (const std::int32_t bad : {-1, 8, std::numeric_limits<std::int32_t>::max()}) {
     std::memcpy(bytes.data() + 8, &bad, 4);
@@ -488,19 +488,19 @@ TEST_F(Llama2c, TokenizerPieceLengths) {
   expect_error([&] { Tokenizer(file(bytes)); }, {"is truncated, expected "});
 }
 
-TEST_F(Llama2c, CharacterVocabularyNeedsNoBytePieces) {
+TEST_F(Llama2c, NeedsNoBytePiecesForACharacterVocabulary) {
   const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "b", "\xC3\xA9", "ab"})));
   EXPECT_EQ(tokenizer.encode("b\xC3\xA9"), (Tokens{1, 3, 5, 6}));
   EXPECT_EQ(tokenizer.encode("ab"), (Tokens{1, 3, 7}));
   EXPECT_EQ(round_trip(tokenizer, "ab b\xC3\xA9"), "ab b\xC3\xA9");
 }
 
-TEST_F(Llama2c, VocabularyWithoutASpaceReadsATextAsItIs) {
+TEST_F(Llama2c, ReadsATextAsItIsIfTheVocabularyHasNoSpace) {
   const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", "a", "b"})));
   EXPECT_EQ(tokenizer.encode("ba"), (Tokens{1, 4, 3}));
 }
 
-TEST_F(Llama2c, CharactersOutsideTheVocabularyAreRefused) {
+TEST_F(Llama2c, RefusesCharactersOutsideTheVocabulary) {
   const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "<0xC3>"})));
   EXPECT_EQ(tokenizer.encode("a\xC3"), (Tokens{1, 3, 4, 5}));
   for (const std::string bad : {"b", "\xC3\xA9"})
@@ -508,7 +508,7 @@ TEST_F(Llama2c, CharactersOutsideTheVocabularyAreRefused) {
                  {"[attn::examples::Tokenizer::encode]", "expected characters of the vocabulary, got " + bad});
 }
 
-TEST_F(Llama2c, CharacterVocabularyGenerates) {
+TEST_F(Llama2c, WritesWithACharacterVocabulary) {
   const Llama llama = model(TinyCheckpoint(true, 6));
   const Tokenizer tokenizer(file(tokenizer_of({"<unk>", "<s>", "</s>", " ", "a", "b"})));
   Sampler sampler(1.0F, 1.0F, 3);
@@ -520,7 +520,7 @@ TEST_F(Llama2c, CharacterVocabularyGenerates) {
   EXPECT_TRUE(text.starts_with("ab")) << text;
 }
 
-TEST_F(Llama2c, TokensOutsideTheTokenizerAreRefused) {
+TEST_F(Llama2c, RefusesTokensOutsideItsVocabulary) {
   const Tokenizer tokenizer(file(tiny_tokenizer()));
   for (const Token bad : {-1, 263})
     expect_error([&] { (void)tokenizer.decode(1, bad); }, {"Tokenizer::decode", "expected 0 to 262, got "});
@@ -532,7 +532,7 @@ Token draw(Sampler& sampler, const std::vector<float>& logits) {
   return sampler({logits.data(), {std::ssize(logits)}});
 }
 
-TEST(Llama2cSampler, TemperatureZeroTakesTheFirstOfTheLikeliest) {
+TEST(Llama2cSampler, TakesTheFirstOfTheLikeliestAtTemperatureZero) {
   Sampler sampler(0.0F);
   EXPECT_EQ(draw(sampler, {1.0F, 3.0F, -2.0F, 3.0F}), 1);
 }
@@ -548,7 +548,7 @@ TEST(Llama2cSampler, DrawsByProbability) {
   EXPECT_NEAR(count[2], 2000, 220);
 }
 
-TEST(Llama2cSampler, TopPLeavesOutTheUnlikely) {
+TEST(Llama2cSampler, LeavesOutTheUnlikelyWithTopP) {
   Sampler sampler(1.0F, 0.8F, 5);
   std::vector<int> count(3);
   const auto logit = [](double p) { return static_cast<float>(std::log(p)); };
@@ -557,7 +557,7 @@ TEST(Llama2cSampler, TopPLeavesOutTheUnlikely) {
   EXPECT_NEAR(count[0], 3000, 230);
 }
 
-TEST(Llama2cSampler, TheSameSeedDrawsTheSame) {
+TEST(Llama2cSampler, DrawsTheSameFromTheSameSeed) {
   const std::vector<float> logits(50, 0.0F);
   Sampler a(1.0F, 0.9F, 3), b(1.0F, 0.9F, 3), c(1.0F, 0.9F, 4);
   int differences = 0;
@@ -569,12 +569,12 @@ TEST(Llama2cSampler, TheSameSeedDrawsTheSame) {
   EXPECT_GT(differences, 10);
 }
 
-TEST(Llama2cSampler, AVerySmallTemperatureIsTheLikeliest) {
+TEST(Llama2cSampler, TakesTheLikeliestAtAVerySmallTemperature) {
   Sampler sampler(1e-38F);
   EXPECT_EQ(draw(sampler, {1e30F, 3e30F, -2e30F}), 1);
 }
 
-TEST(Llama2cSampler, BadValues) {
+TEST(Llama2cSampler, RefusesBadValues) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
   for (const float bad : {-1.0F, nan, infinity})
     expect_error([&] { (void)Sampler(bad); }, {"[attn::examples::Sampler] temperature, expected "});
@@ -584,7 +584,7 @@ TEST(Llama2cSampler, BadValues) {
   expect_error([&] { (void)draw(sampler, {1.0F, nan, 2.0F}); }, {"logits, expected numbers, got NaN"});
 }
 
-TEST_F(Llama2c, GenerateWithCacheIsGenerateWithout) {
+TEST_F(Llama2c, WritesTheSameWithAndWithoutACache) {
   const Llama llama = model(TinyCheckpoint(false));
   const Tokenizer tokenizer(file(tiny_tokenizer()));
   Sampler sampler(1.0F, 1.0F, 13);  // no draw of this seed is within 1e-4 of the next token's
@@ -601,7 +601,7 @@ TEST_F(Llama2c, GenerateWithCacheIsGenerateWithout) {
   EXPECT_GT(text.size(), 10U);
 }
 
-TEST_F(Llama2c, GenerateChecksVocabularyStepsAndPrompt) {
+TEST_F(Llama2c, RefusesAnotherVocabularyAndTooManySteps) {
   const Llama llama = model(TinyCheckpoint());
   const Tokenizer fits(file(tiny_tokenizer())), other(file(tiny_tokenizer({" ", "a"})));
   const auto run = [&](const Tokenizer& tokenizer, Index steps, const char* prompt) {
@@ -638,7 +638,7 @@ class Stories260K : public testing::Test {
       "\"Don't worry, Lily. We can help you.";
 };
 
-TEST_F(Stories260K, Sizes) {
+TEST_F(Stories260K, HasThePublishedSizes) {
   const Llama llama = model();
   const attn::examples::LlamaConfig& c = llama.config;
   EXPECT_EQ((std::vector<Index>{c.hidden_size, c.feed_forward_size, c.layers, c.heads, c.key_value_heads, c.vocabulary,
@@ -646,7 +646,7 @@ TEST_F(Stories260K, Sizes) {
             (std::vector<Index>{64, 172, 5, 8, 4, 512, 512}));
 }
 
-TEST_F(Stories260K, FirstLogits) {
+TEST_F(Stories260K, GivesThePublishedFirstLogits) {
   const Tensor<float, 3> logits = logits_of(model(), {begin_of_text});
   EXPECT_NEAR(logits(0, 0, 0), -6.222914, 1e-4);
   EXPECT_NEAR(logits(0, 0, 1), 8.404342, 1e-4);
@@ -659,7 +659,7 @@ TEST_F(Stories260K, TellsThePublishedStoryWithHalfSplitRotary) {
   EXPECT_EQ(text_of(model(RotaryLayout::half_split), tokenizer(), Sampler(0.0F), 256), published);
 }
 
-TEST_F(Stories260K, TellsThePublishedStoryOnFromItsBeginning) {
+TEST_F(Stories260K, ContinuesThePublishedStory) {
   EXPECT_EQ(text_of(model(), tokenizer(), Sampler(0.0F), 256, std::string(published, 150)), published);
 }
 
@@ -679,7 +679,7 @@ TEST_F(Stories260K, TellsThePublishedStoryWithoutCache) {
 }
 
 // From the same seeds, the stories that llama2.c tells. Sources: the model's page; the tests of llama2.zig.
-TEST_F(Stories260K, TellsLlama2csOwnStoriesFromItsSeeds) {
+TEST_F(Stories260K, TellsLlama2csStoriesFromItsSeeds) {
   const Llama llama = model();
   EXPECT_EQ(text_of(llama, tokenizer(), Sampler(1.0F, 1.0F, 42), 200),
             "Once upon a time, there was a big roof. The fox was ready to look for people inside. He saw a big rock "
@@ -703,7 +703,7 @@ TEST_F(Stories260K, TellsLlama2csOwnStoriesFromItsSeeds) {
       "house and promised to help Timmy.");
 }
 
-TEST_F(Stories260K, CacheTokenByTokenAndHalfSplitGiveTheSameLogits) {
+TEST_F(Stories260K, GivesTheSameLogitsWithACacheAndHalfSplit) {
   const Llama llama = model();
   const Tokens tokens = tokenizer().encode(std::string(published, 300));
   const Tensor<float, 3> without = logits_of(llama, tokens);
@@ -713,7 +713,7 @@ TEST_F(Stories260K, CacheTokenByTokenAndHalfSplitGiveTheSameLogits) {
   EXPECT_LT(max_difference(logits_of(model(RotaryLayout::half_split), tokens), without), 1e-4);
 }
 
-TEST_F(Stories260K, TokenizerRoundTrip) {
+TEST_F(Stories260K, DecodesWhatItEncodes) {
   const Tokenizer tokenizer_ = tokenizer();
   EXPECT_EQ(tokenizer_.size(), 512);
   for (const std::string& text : texts) EXPECT_EQ(round_trip(tokenizer_, text), text);

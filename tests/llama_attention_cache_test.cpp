@@ -68,7 +68,7 @@ std::vector<float> contents(const KvCache<float>& cache) {
   return all;
 }
 
-TEST(Cache, TokenByTokenInChunksOrInOnePrefillGiveTheSame) {
+TEST(Cache, GivesTheSameHoweverTheTokensAreSplit) {
   for (const LlamaAttentionConfig& config : configurations()) {
     const auto module = evaluating(config);
     const auto x = random_tensor<float, 3>({2, 23, E}, 1);
@@ -81,7 +81,8 @@ TEST(Cache, TokenByTokenInChunksOrInOnePrefillGiveTheSame) {
   }
 }
 
-TEST(Cache, LongSequencesGiveTheSame) {  // several tiles of keys
+// The keys fill several tiles.
+TEST(Cache, GivesTheSameForLongSequences) {
   const auto module = evaluating({.num_attention_heads = 6, .num_key_value_heads = 3, .rotary = RotaryConfig{}});
   const auto x = random_tensor<float, 3>({1, 333, E}, 1);
   auto cache = module.make_cache(1, 400);
@@ -106,7 +107,7 @@ TEST(Cache, HoldsRotatedKeysAndPlainValues) {
         }
 }
 
-TEST(Cache, RollingBackForgetsTheTokensThatFollow) {
+TEST(Cache, ForgetsTokensThatAreRolledBack) {
   for (const LlamaAttentionConfig& config : configurations()) {
     const auto module = evaluating(config);
     const auto x = random_tensor<float, 3>({2, 12, E}, 1), wrong = random_tensor<float, 3>({2, 4, E}, 2);
@@ -120,7 +121,7 @@ TEST(Cache, RollingBackForgetsTheTokensThatFollow) {
 }
 
 // Prompts of unlike length, padded at the right with NaN; the Padding mask and the roll back keep it from everything.
-TEST(Cache, ARaggedBatchGivesWhatEachSequenceGivesAlone) {
+TEST(Cache, GivesEachSequenceOfARaggedBatchItsOwnResult) {
   const std::vector<Index> prompt{5, 11, 1};
   const Index longest = 11, more = 6;
   for (const LlamaAttentionConfig& config : configurations()) {
@@ -150,7 +151,7 @@ TEST(Cache, ARaggedBatchGivesWhatEachSequenceGivesAlone) {
   }
 }
 
-TEST(Cache, AWindowSeesExactlyItsKeysAcrossCalls) {
+TEST(Cache, ShowsAWindowExactlyItsKeysAcrossCalls) {
   const auto module = evaluating({.num_attention_heads = 6, .window = 3});
   auto x = random_tensor<float, 3>({1, 10, E}, 1);
   auto cache = module.make_cache(1, 10);
@@ -159,7 +160,7 @@ TEST(Cache, AWindowSeesExactlyItsKeysAcrossCalls) {
   EXPECT_LE(max_difference(rows_of(y, 9, 1), rows_of(tail, 2, 1)), close);
 }
 
-TEST(Cache, WithoutAMaskAQuerySeesAllOfItsCall) {
+TEST(Cache, ShowsAQueryAllOfItsCallWithoutAMask) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 9, E}, 1);
   auto cache = module.make_cache(2, 9);
@@ -169,7 +170,7 @@ TEST(Cache, WithoutAMaskAQuerySeesAllOfItsCall) {
 }
 
 // Without Causal nothing but the cache's own lengths keeps a query from what stands past the end of its sequence.
-TEST(Cache, WhatStandsPastASequencesLengthIsNeverSeen) {
+TEST(Cache, NeverShowsTokensPastASequencesLength) {
   const auto module = evaluating({.num_attention_heads = 6, .num_key_value_heads = 2, .rotary = RotaryConfig{}});
   const auto x = random_tensor<float, 3>({2, 12, E}, 1);
   auto rubbish = x;
@@ -187,7 +188,7 @@ TEST(Cache, WhatStandsPastASequencesLengthIsNeverSeen) {
   }
 }
 
-TEST(Cache, AnAdditiveMaskSpansTheKeysSoFar) {
+TEST(Cache, TakesAnAdditiveMaskOverAllKeysSoFar) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 9, E}, 1);
   const auto mask = random_tensor<float, 2>({9, 9}, 2, 2.0);
@@ -216,7 +217,7 @@ TEST(Cache, GivesWeightsOverAllTokensSoFar) {
       for (Index t = 0; t < 9; ++t) EXPECT_NEAR(weights(1, h, s, t), all.weights(1, h, 7 + s, t), close);
 }
 
-TEST(Cache, NoTokensChangeNothing) {
+TEST(Cache, IsUnchangedByACallWithoutTokens) {
   const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{}});
   auto cache = module.make_cache(2, 9);
   (void)module.forward(random_tensor<float, 3>({2, 3, E}, 1), Causal{}, cache);
@@ -227,7 +228,7 @@ TEST(Cache, NoTokensChangeNothing) {
   EXPECT_EQ(module.forward(Tensor<float, 3>(0, 4, E), Causal{}, none).dimension(0), 0);
 }
 
-TEST(Cache, TwoSequencesInTurnDoNotMix) {
+TEST(Cache, DoesNotMixWithAnotherCacheUsedInTurn) {
   const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{}});
   const auto a = random_tensor<float, 3>({1, 8, E}, 1), b = random_tensor<float, 3>({1, 8, E}, 2);
   auto cache_a = module.make_cache(1, 8), cache_b = module.make_cache(1, 8);
@@ -240,7 +241,7 @@ TEST(Cache, TwoSequencesInTurnDoNotMix) {
 
 // ---- Errors leave the cache as it was ----
 
-TEST(Cache, OverflowIsAnErrorThatChangesNothing) {
+TEST(Cache, RefusesOverflowAndStaysUnchanged) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 5, E}, 1);
   auto cache = module.make_cache(2, 8);
@@ -251,7 +252,7 @@ TEST(Cache, OverflowIsAnErrorThatChangesNothing) {
   EXPECT_NO_THROW((void)module.forward(rows_of(x, 0, 3), Causal{}, cache));
 }
 
-TEST(Cache, ARefusedCallIsNoCallOfDropout) {
+TEST(Cache, RefusalUsesUpNoCallOfDropout) {
   const LlamaAttentionConfig config{.hidden_size = E, .num_attention_heads = 6, .seed = 1};
   const LlamaAttention<float> a(config), b(config);
   const auto x = random_tensor<float, 3>({2, 5, E}, 1);
@@ -269,7 +270,7 @@ TEST(Cache, OfTheWrongShapeIsRefused) {
   }
 }
 
-TEST(Cache, AMaskThatDoesNotBroadcastLeavesItAsItWas) {
+TEST(Cache, IsUnchangedByAMaskThatDoesNotBroadcast) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 5, E}, 1);
   auto cache = module.make_cache(2, 20);
@@ -280,7 +281,7 @@ TEST(Cache, AMaskThatDoesNotBroadcastLeavesItAsItWas) {
   EXPECT_EQ(contents(cache), before);
 }
 
-TEST(Cache, AnExceptionOfAUsersMaskLeavesItAsItWas) {
+TEST(Cache, IsUnchangedByAnExceptionOfAUsersMask) {
   const auto module = evaluating({.num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 100, E}, 1);
   auto cache = module.make_cache(2, 200);
@@ -297,7 +298,7 @@ std::vector<attn::RotaryScaling> scalings_by_length() {
   return {attn::DynamicNtkScaling{4.0, 8}, attn::LongRopeScaling{{1, 1.5, 2, 2.5}, {4, 5, 6, 7}, 8, 4.0, {}}};
 }
 
-TEST(Cache, ThatMayOutgrowAScalingsOriginalLengthIsRefused) {
+TEST(Cache, IsRefusedIfItMayOutgrowAScalingsOriginalLength) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling}});
     const auto x = random_tensor<float, 3>({2, 4, E}, 1);
@@ -312,7 +313,7 @@ TEST(Cache, ThatMayOutgrowAScalingsOriginalLengthIsRefused) {
   }
 }
 
-TEST(Cache, WithinTheOriginalLengthGivesTheSameInPieces) {
+TEST(Cache, GivesTheSameInPiecesWithinTheOriginalLength) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const auto module = evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling}});
     const auto x = random_tensor<float, 3>({2, 8, E}, 1);
@@ -321,7 +322,7 @@ TEST(Cache, WithinTheOriginalLengthGivesTheSameInPieces) {
   }
 }
 
-TEST(Cache, OfAFixedRotaryLengthGivesTheSameInPieces) {
+TEST(Cache, GivesTheSameInPiecesWithAFixedRotaryLength) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const auto module =
         evaluating({.num_attention_heads = 6, .rotary = RotaryConfig{.scaling = scaling, .length = 23}});

@@ -24,7 +24,7 @@ struct CountingMask {
   void check(std::string_view, Index, Index, Index, Index) const { ++*checks; }
 };
 
-TEST(LlamaAttentionSteps, AMaskIsCheckedOnce) {
+TEST(LlamaAttentionSteps, CheckAMaskOnce) {
   const LlamaAttention<float> module(16, 2, 0.0);
   const auto x = random_tensor<float, 3>({2, 5, 16}, 1);
   int checks = 0;
@@ -37,7 +37,7 @@ TEST(LlamaAttentionSteps, AMaskIsCheckedOnce) {
   EXPECT_EQ(checks, 3);
 }
 
-TEST(LlamaAttentionSteps, AMaskIsCheckedForTheKeysOfTheCacheToo) {
+TEST(LlamaAttentionSteps, CheckAMaskForTheKeysOfTheCacheToo) {
   const LlamaAttention<float> module(16, 2, 0.0);
   auto cache = module.make_cache(1, 8);
   const auto x = random_tensor<float, 3>({1, 5, 16}, 1);
@@ -51,7 +51,7 @@ TEST(LlamaAttentionSteps, AMaskIsCheckedForTheKeysOfTheCacheToo) {
   EXPECT_EQ(cache.max_length(), 6);
 }
 
-TEST(LlamaAttentionSteps, MoreThan2To30TokensAreRefusedBeforeAnyWork) {
+TEST(LlamaAttentionSteps, RefuseMoreThan2ToThe30TokensBeforeAnyWork) {
   const LlamaAttention<float> module(1, 1, 0.0);
   float memory = 0.F;  // of a far larger tensor, which must not be read
   const View<float, 3> many(&memory, {1, (Index{1} << 30) + 1, 1});
@@ -59,13 +59,13 @@ TEST(LlamaAttentionSteps, MoreThan2To30TokensAreRefusedBeforeAnyWork) {
                {"[attn::LlamaAttention::forward]", "expected at most 2^30", "got x [1,1073741825,1]"});
 }
 
-TEST(LlamaAttentionSteps, AnInputMayBeWrittenAsABracedView) {
+TEST(LlamaAttentionSteps, TakeAnInputWrittenAsABracedView) {
   const LlamaAttention<float> module(16, 2, 0.0);
   const auto x = random_tensor<float, 3>({1, 5, 16}, 1);
   EXPECT_TRUE(same_bits(module.forward({x.data(), {1, 5, 16}}), module.forward(x)));
 }
 
-TEST(LlamaAttentionSteps, TiedKeysAreNotRotatedAsValues) {
+TEST(LlamaAttentionSteps, DoNotRotateTiedKeysAsValues) {
   const attn::LlamaAttentionConfig config{.hidden_size = 16,
                                           .num_attention_heads = 2,
                                           .attention_dropout = 0.0,

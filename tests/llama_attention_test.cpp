@@ -52,7 +52,7 @@ void expect_definition(const LlamaAttention<float>& module, const Tensor<float, 
 
 // ---- The document's module ----
 
-TEST(LlamaAttention, HasTheDocumentsFourProjectionsAndTwoDropouts) {
+TEST(LlamaAttention, HasFourProjectionsWithBiasAndTwoDropouts) {
   LlamaAttention<float> module(48, 6, 0.25);
   for (const attn::Linear<float>* layer : {&module.query(), &module.key(), &module.value(), &module.out_proj()}) {
     EXPECT_EQ(layer->in_features(), 48);
@@ -68,14 +68,14 @@ TEST(LlamaAttention, HasTheDocumentsFourProjectionsAndTwoDropouts) {
   EXPECT_EQ((LlamaAttention<float>(8, 2).config().attention_dropout), 0.1);
 }
 
-TEST(LlamaAttention, ItsFourProjectionsDiffer) {
+TEST(LlamaAttention, DrawsFourDifferentProjections) {
   LlamaAttention<float> module(48, 6);
   EXPECT_FALSE(same_bits(module.query().weight(), module.key().weight()));
   EXPECT_FALSE(same_bits(module.key().weight(), module.value().weight()));
   EXPECT_FALSE(same_bits(module.value().weight(), module.out_proj().weight()));
 }
 
-TEST(LlamaAttention, TheSeedDecidesItsWeights) {
+TEST(LlamaAttention, DrawsItsWeightsFromItsSeed) {
   const auto weight = [](std::uint64_t seed) {
     return LlamaAttention<float>({.hidden_size = 8, .num_attention_heads = 2, .seed = seed}).value().weight();
   };
@@ -83,14 +83,14 @@ TEST(LlamaAttention, TheSeedDecidesItsWeights) {
   EXPECT_FALSE(same_bits(weight(3), weight(4)));
 }
 
-TEST(LlamaAttention, EqualsItsDefinition) {
+TEST(LlamaAttention, MatchesItsDefinition) {
   const auto x = random_tensor<float, 3>({2, 19, 48}, 1);
   expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x);
   expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x, Causal{});
   expect_definition(evaluating({.hidden_size = 48, .num_attention_heads = 6}), x, EvenKeys{});
 }
 
-TEST(LlamaAttention, EqualsItsDefinitionForAdditiveMasksOfRank2To4) {
+TEST(LlamaAttention, MatchesItsDefinitionForAdditiveMasksOfRank2To4) {
   const auto module = evaluating({.hidden_size = 48, .num_attention_heads = 6});
   const auto x = random_tensor<float, 3>({2, 9, 48}, 1);
   for (const Index rows : {1, 9}) {
@@ -114,7 +114,7 @@ TEST(LlamaAttention, AnAdditiveMaskOfMinusInfinityIsCausal) {
 
 // ---- Configurations ----
 
-TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
+TEST(LlamaAttention, MatchesItsDefinitionInEveryConfiguration) {
   const RotaryConfig half_split{}, interleaved{.layout = RotaryLayout::interleaved, .theta = 500.0};
   const RotaryConfig partial{.dimensions = 4},
       scaled{.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 8}};
@@ -149,7 +149,7 @@ TEST(LlamaAttention, EqualsItsDefinitionInEveryConfiguration) {
   }
 }
 
-TEST(LlamaAttention, EqualsItsDefinitionForOddSizes) {
+TEST(LlamaAttention, MatchesItsDefinitionForOddSizes) {
   for (const auto& [B, S, H, D] :
        {std::array<Index, 4>{1, 1, 1, 1}, {3, 2, 1, 3}, {1, 67, 3, 5}, {2, 130, 2, 9}, {1, 197, 1, 33}}) {
     const auto module = evaluating({.hidden_size = H * D, .num_attention_heads = H});
@@ -157,7 +157,8 @@ TEST(LlamaAttention, EqualsItsDefinitionForOddSizes) {
   }
 }
 
-TEST(LlamaAttention, EqualsItsDefinitionForProjectionsOf8KB) {  // such rows crowd into few sets of the caches
+// Rows 8 KB apart map to few sets of the CPU's caches, so the kernel copies them first.
+TEST(LlamaAttention, MatchesItsDefinitionForProjectionsOf8KB) {
   const auto x = random_tensor<float, 3>({2, 21, 24}, 1);
   LlamaAttentionConfig config{.hidden_size = 24, .num_attention_heads = 4, .num_key_value_heads = 4, .head_dim = 512};
   expect_definition(evaluating(config), x, Causal{});
@@ -167,7 +168,7 @@ TEST(LlamaAttention, EqualsItsDefinitionForProjectionsOf8KB) {  // such rows cro
   expect_definition(module, x, Causal{});
 }
 
-TEST(LlamaAttention, ProjectionsHaveTheShapesThatTheConfigurationAsksFor) {
+TEST(LlamaAttention, GivesProjectionsTheConfiguredShapes) {
   const auto module =
       evaluating({.hidden_size = 48, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 10});
   EXPECT_EQ(module.query().out_features(), 60);
@@ -177,8 +178,8 @@ TEST(LlamaAttention, ProjectionsHaveTheShapesThatTheConfigurationAsksFor) {
   EXPECT_EQ(module.out_proj().out_features(), 48);
 }
 
-TEST(LlamaAttention,
-     RotaryScoresDependOnDistanceAlone) {  // so the same tokens after a prefix that is masked give the same
+// The same tokens give the same result after a masked prefix.
+TEST(LlamaAttention, RotaryScoresDependOnDistanceAlone) {
   const auto module = evaluating({.hidden_size = 32, .num_attention_heads = 2, .rotary = RotaryConfig{}});
   const auto x = random_tensor<float, 3>({1, 12, 32}, 1);
   const auto tail = attn_test::rows_of(x, 5, 7);
@@ -222,7 +223,7 @@ TEST(LlamaAttention, GivesItsWeightsOnRequest) {
       }
 }
 
-TEST(LlamaAttention, OfNothingIsNothing) {
+TEST(LlamaAttention, GivesNothingForNoBatchOrNoTokens) {
   const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = RotaryConfig{}});
   const auto no_batch = module.forward(Tensor<float, 3>(0, 5, 24));
   EXPECT_EQ(attn::detail::shape_of(no_batch), (std::array<Index, 3>{0, 5, 24}));
@@ -230,7 +231,7 @@ TEST(LlamaAttention, OfNothingIsNothing) {
   EXPECT_EQ(attn::detail::shape_of(no_tokens), (std::array<Index, 3>{2, 0, 24}));
 }
 
-TEST(LlamaAttention, ARowWithoutAnyKeyGivesTheBiasOfTheOutputProjection) {
+TEST(LlamaAttention, GivesTheOutputBiasForARowWithoutKeys) {
   const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
   const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
   auto mask = attn_test::filled<float, 2>({5, 5}, 0.F);
@@ -254,7 +255,7 @@ TEST(LlamaAttention, ForwardIsConstAndMayBeCalledFromSeveralThreads) {
   for (const auto& y : results) EXPECT_TRUE(same_bits(y, expected));
 }
 
-TEST(LlamaAttention, AnExceptionOfAUsersMaskReachesTheCaller) {
+TEST(LlamaAttention, PassesAnExceptionOfAUsersMaskToTheCaller) {
   const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3});
   const auto x = random_tensor<float, 3>({2, 200, 24}, 1);  // enough for several threads
   attn::ThreadPool pool(3);
@@ -278,14 +279,14 @@ TEST(LlamaAttention, IsInTrainingModeWhenNew) {
   EXPECT_TRUE(module.is_training());
 }
 
-TEST(LlamaAttention, EvaluationIsDeterministic) {
+TEST(LlamaAttention, IsDeterministicInEvaluation) {
   LlamaAttention<float> module(24, 3, 0.5);
   module.eval();
   const auto x = random_tensor<float, 3>({2, 5, 24}, 1);
   EXPECT_TRUE(same_bits(module.forward(x), module.forward(x)));
 }
 
-TEST(LlamaAttention, TrainingIsRandomFromCallToCallAndReproducibleBySeed) {
+TEST(LlamaAttention, TrainingIsRandomAndReproducibleBySeed) {
   const LlamaAttentionConfig config{.hidden_size = 24, .num_attention_heads = 3, .seed = 5};
   const LlamaAttention<float> a(config), same(config);
   LlamaAttentionConfig other_config = config;
@@ -300,7 +301,7 @@ TEST(LlamaAttention, TrainingIsRandomFromCallToCallAndReproducibleBySeed) {
   EXPECT_FALSE(same_bits(other.forward(x), first));
 }
 
-TEST(LlamaAttention, TheProjectionDropoutActsOnTheOutputAlone) {
+TEST(LlamaAttention, ProjectionDropoutActsOnTheOutputAlone) {
   LlamaAttention<float> module(
       {.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.0, .projection_dropout = 0.5});
   const auto x = random_tensor<float, 3>({4, 50, 24}, 1);
@@ -315,7 +316,7 @@ TEST(LlamaAttention, TheProjectionDropoutActsOnTheOutputAlone) {
   EXPECT_NEAR(dropped, 2400, 5 * 35);
 }
 
-TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
+TEST(LlamaAttention, AttentionDropoutActsOnTheWeightsAlone) {
   LlamaAttention<float> module(
       {.hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.25, .projection_dropout = 0.0});
   const auto x = random_tensor<float, 3>({2, 40, 24}, 1);
@@ -346,7 +347,7 @@ TEST(LlamaAttention, TheAttentionDropoutActsOnTheWeightsAlone) {
   EXPECT_LE(max_difference(output, attn_test::plain_linear<double>(module.out_proj(), context)), 2e-6);
 }
 
-TEST(LlamaAttention, TheAttentionDropoutDropsOtherWeightsInEveryCall) {
+TEST(LlamaAttention, AttentionDropoutDropsOtherWeightsInEveryCall) {
   const LlamaAttentionConfig config{
       .hidden_size = 24, .num_attention_heads = 3, .attention_dropout = 0.5, .projection_dropout = 0.0, .seed = 5};
   const LlamaAttention<float> module(config), same(config);
@@ -370,8 +371,8 @@ TEST(LlamaAttention, TheAttentionDropoutDropsOtherWeightsInEveryCall) {
   }
 }
 
-TEST(LlamaAttention,
-     ItsTwoDropoutsDropIndependently) {  // of one seed, the first rows of both would drop the same places
+// With the same random numbers for both, their first rows would drop the same elements.
+TEST(LlamaAttention, TwoDropoutsDropIndependently) {
   constexpr Index n = 512;
   const LlamaAttention<float> module(
       {.hidden_size = n, .num_attention_heads = 1, .attention_dropout = 0.5, .projection_dropout = 0.5, .seed = 5});
@@ -469,7 +470,7 @@ TEST(LlamaAttention, RefusesWeightsOfTheWrongShape) {
                {"[attn::Linear::set_bias]", "expected [16]", "got [32]"});
 }
 
-TEST(LlamaAttention, ARefusedCallIsNoCallOfDropout) {
+TEST(LlamaAttention, RefusalUsesUpNoCallOfDropout) {
   const LlamaAttentionConfig config{.hidden_size = 32, .num_attention_heads = 4, .seed = 1};
   const LlamaAttention<float> a(config), b(config);
   const auto x = random_tensor<float, 3>({2, 7, 32}, 1);
@@ -493,7 +494,7 @@ TEST(LlamaAttention, RefusesSizesThatOverflow) {
 
 // ---- Seeds ----
 
-TEST(LlamaAttention, ModulesMadeAlikeAreUnlike) {
+TEST(LlamaAttention, WithoutASeedDrawsWeightsOfItsOwn) {
   const LlamaAttention<float> a(24, 3, 0.5), b(24, 3, 0.5);
   EXPECT_FALSE(same_bits(a.query().weight(), b.query().weight()));
   EXPECT_FALSE(same_bits(a.out_proj().bias(), b.out_proj().bias()));
@@ -511,7 +512,7 @@ std::string dropped(const LlamaAttention<float>& module) {
   return text;
 }
 
-TEST(LlamaAttention, LayersOfOneModelDropUnlikeElements) {
+TEST(LlamaAttention, CopiesWithoutASeedDropDifferentElements) {
   const LlamaAttention<float> a(24, 3, 0.5), copy = a;
   LlamaAttention<float> assigned(24, 3, 0.5);
   assigned = a;
@@ -527,13 +528,13 @@ TEST(LlamaAttention, LayersOfOneModelDropUnlikeElements) {
   EXPECT_EQ((std::set<std::string>(weights.begin(), weights.end()).size()), weights.size());
 }
 
-TEST(LlamaAttention, ACopyKeepsASeedThatWasGiven) {
+TEST(LlamaAttention, CopiesKeepAGivenSeed) {
   const LlamaAttention<float> a({.hidden_size = 24, .num_attention_heads = 3, .seed = 0}), copy = a;
   EXPECT_EQ(dropped(copy), dropped(a));
   EXPECT_EQ(copy.config().seed, std::optional<std::uint64_t>(0));
 }
 
-TEST(LlamaAttention, EveryBitOfTheSeedDecides) {
+TEST(LlamaAttention, WeightsDependOnEveryBitOfTheSeed) {
   const auto weight = [](std::uint64_t seed) {
     return LlamaAttention<float>({.hidden_size = 8, .num_attention_heads = 2, .seed = seed}).query().weight();
   };
@@ -543,7 +544,7 @@ TEST(LlamaAttention, EveryBitOfTheSeedDecides) {
 
 // ---- Moves ----
 
-TEST(LlamaAttention, ThatWasMovedFromRefusesToRunAndCanBeAssignedTo) {
+TEST(LlamaAttention, RefusesToRunOnceMovedFromAndCanBeAssignedTo) {
   auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = RotaryConfig{}, .window = 4});
   const auto x = random_tensor<float, 3>({2, 9, 24}, 1);
   const auto expected = module.forward(x);
@@ -594,7 +595,7 @@ struct Ragged {
   }
 };
 
-TEST(LlamaAttentionLengths, APaddedSequenceGivesWhatItGivesAlone) {
+TEST(LlamaAttentionLengths, PaddedSequencesGiveTheSameAsAlone) {
   const Ragged ragged;
   for (const RotaryConfig& rotary : rotary_by_length()) {
     const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
@@ -603,7 +604,7 @@ TEST(LlamaAttentionLengths, APaddedSequenceGivesWhatItGivesAlone) {
   }
 }
 
-TEST(LlamaAttentionLengths, PaddingMayBeATensor) {
+TEST(LlamaAttentionLengths, MayBeGivenByATensor) {
   Ragged ragged;
   Tensor<float, 4> bias(3, 1, 24, 24);
   for (Index b = 0; b < 3; ++b)
@@ -617,7 +618,7 @@ TEST(LlamaAttentionLengths, PaddingMayBeATensor) {
   }
 }
 
-TEST(LlamaAttentionLengths, PaddingAtTheLeftGivesTheSame) {
+TEST(LlamaAttentionLengths, MayBePaddedAtTheLeft) {
   for (const RotaryConfig& rotary : rotary_by_length()) {
     const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
     const auto x = random_tensor<float, 3>({1, 24, 24}, 1);
@@ -628,7 +629,7 @@ TEST(LlamaAttentionLengths, PaddingAtTheLeftGivesTheSame) {
   }
 }
 
-TEST(LlamaAttentionLengths, EqualTheDefinitionWithoutPadding) {
+TEST(LlamaAttentionLengths, MatchTheDefinitionWithoutPadding) {
   for (const RotaryConfig& rotary : rotary_by_length()) {
     const auto module = evaluating({.hidden_size = 24, .num_attention_heads = 3, .rotary = rotary});
     for (const Index S : {5, 8, 9, 24}) expect_definition(module, random_tensor<float, 3>({2, S, 24}, 1), Causal{});

@@ -23,14 +23,14 @@ static_assert(Causal{Align::top_left}.keep(at(0, 4, 0)) && !Causal{Align::top_le
 static_assert(SlidingWindow(1).keep(at(0, 4, 4)) && !SlidingWindow(1).keep(at(0, 4, 3)));
 static_assert((Causal{} & SlidingWindow(2)).keep(at(0, 4, 3)) && !(Causal{} & SlidingWindow(2)).keep(at(0, 4, 2)));
 
-TEST(Mask, window_keeps_width_keys_that_end_with_the_query_and_those_ahead) {
+TEST(Mask, WindowKeepsItsWidthAndTheKeysAhead) {
   const SlidingWindow mask(3, 2);
   std::string kept;
   for (std::int32_t key = 0; key < 12; ++key) kept += mask.keep(at(0, 6, key)) ? '1' : '0';
   EXPECT_EQ(kept, "000011111000");
 }
 
-TEST(Mask, unlimited_window_keeps_everything) {
+TEST(Mask, UnlimitedWindowKeepsEverything) {
   constexpr auto far = std::numeric_limits<std::int32_t>::max();
   const SlidingWindow mask = SlidingWindow::unlimited();
   EXPECT_TRUE(mask.keep(at(0, far, 0)));
@@ -38,7 +38,7 @@ TEST(Mask, unlimited_window_keeps_everything) {
   EXPECT_EQ(mask.cover({at(0, -far, 0), at(0, far, far)}), Coverage::full);
 }
 
-TEST(Mask, widths_and_positions_near_the_ends_of_their_types_do_not_overflow) {
+TEST(Mask, WindowsAtTheLimitsOfTheirTypesDoNotOverflow) {
   constexpr auto far = std::numeric_limits<std::int32_t>::max();
   const SlidingWindow narrow(1), wide(Index{1} << 40, Index{1} << 40);
   EXPECT_FALSE(narrow.keep(at(0, -far, far)));
@@ -46,12 +46,12 @@ TEST(Mask, widths_and_positions_near_the_ends_of_their_types_do_not_overflow) {
   EXPECT_EQ(wide.cover({at(0, -far, 0), at(0, far, far)}), Coverage::full);
 }
 
-TEST(Mask, padding_without_lengths_keeps_everything) {
+TEST(Mask, PaddingWithoutLengthsKeepsEverything) {
   EXPECT_TRUE(Padding().keep(at(0, 0, 1 << 30)));
   EXPECT_EQ(Padding().cover({at(0, 0, 0), at(9, 9, 1 << 30)}), Coverage::full);
 }
 
-TEST(Mask, keep_mask_and_additive_mask_align_their_axes_at_the_right) {
+TEST(Mask, AxesOfTensorsAlignAtTheRight) {
   Tensor<bool, 2> keep(3, 4);      // [S,T]
   Tensor<float, 3> bias(2, 1, 4);  // [H,1,T]
   for (Index i = 0; i < 12; ++i) keep.data()[i] = i % 5 != 0;
@@ -103,7 +103,7 @@ void expect_read_by_strides(const std::array<std::size_t, std::size_t{Rank}>& or
         }
 }
 
-TEST(StridedMask, OfEveryRankIsReadInAnyOrderOfItsAxes) {
+TEST(StridedMask, MayHaveItsAxesInAnyOrder) {
   for (const Index gap : {1, 3}) {
     expect_read_by_strides<1>({0}, gap);
     expect_read_by_strides<2>({0, 1}, gap);
@@ -127,7 +127,7 @@ TEST(StridedMask, RepeatsAnAxisOfSize1WhateverItsStride) {
       }
 }
 
-TEST(Mask, additive_masks_joined_add_their_biases) {
+TEST(Mask, JoinedAdditiveMasksAddTheirBiases) {
   Tensor<float, 1> a(2), b(2);
   a.setValues({1, 2});
   b.setValues({10, 20});
@@ -137,7 +137,8 @@ TEST(Mask, additive_masks_joined_add_their_biases) {
   static_assert(!attn::detail::HasBias<decltype(Causal{} & SlidingWindow(2))>);
 }
 
-TEST(Mask, half_biases_joined_are_added_in_float) {  // in half, these two finite numbers would make -inf
+// Added in half, these two finite numbers would give -inf.
+TEST(Mask, JoinedBiasesOfHalfAreAddedInFloat) {
   Tensor<Eigen::half, 1> a(1), b(1);
   a.setConstant(Eigen::half(-60000.F));
   b.setConstant(Eigen::half(-60000.F));
@@ -154,7 +155,7 @@ struct LargeBits {
   [[nodiscard]] static Index dimension(int axis) { return axis == 0 ? 4 : keys; }
 };
 
-TEST(Mask, offsets_into_a_mask_are_64_bit) {
+TEST(Mask, OffsetsAre64Bit) {
   const bool target = true;
   const auto begin = reinterpret_cast<std::uintptr_t>(&target) - static_cast<std::uintptr_t>(3 * LargeBits::keys + 5);
   EXPECT_TRUE(KeepMask(LargeBits{reinterpret_cast<const bool*>(begin)}).keep(at(3, 3, 5)));
@@ -230,31 +231,31 @@ void expect_cover_agrees_with_keep(const M& mask, bool exact) {
 
 const std::array<Index, 3> lengths{0, 17, 41};
 
-TEST(MaskCover, no_mask) { expect_cover_agrees_with_keep(NoMask{}, true); }
-TEST(MaskCover, causal_lower_right) { expect_cover_agrees_with_keep(Causal{}, true); }
-TEST(MaskCover, causal_top_left) { expect_cover_agrees_with_keep(Causal{Align::top_left}, true); }
-TEST(MaskCover, sliding_window) {
+TEST(MaskCover, OfNoMaskIsFull) { expect_cover_agrees_with_keep(NoMask{}, true); }
+TEST(MaskCover, AgreesWithKeepForCausal) { expect_cover_agrees_with_keep(Causal{}, true); }
+TEST(MaskCover, AgreesWithKeepForCausalTopLeft) { expect_cover_agrees_with_keep(Causal{Align::top_left}, true); }
+TEST(MaskCover, AgreesWithKeepForSlidingWindow) {
   expect_cover_agrees_with_keep(SlidingWindow(15), true);
   expect_cover_agrees_with_keep(SlidingWindow(17, 3), true);
   expect_cover_agrees_with_keep(SlidingWindow(7, 30), true);
   expect_cover_agrees_with_keep(SlidingWindow(1), false);  // too narrow to fill a block of any size
   expect_cover_agrees_with_keep(SlidingWindow::unlimited(), true);
 }
-TEST(MaskCover, padding) { expect_cover_agrees_with_keep(Padding(lengths), true); }
-TEST(MaskCover, keep_mask) {
+TEST(MaskCover, AgreesWithKeepForPadding) { expect_cover_agrees_with_keep(Padding(lengths), true); }
+TEST(MaskCover, AgreesWithKeepForKeepMask) {
   Tensor<bool, 2> keep(71, 71);
   for (Index i = 0; i < keep.size(); ++i) keep.data()[i] = i % 3 != 0;
   expect_cover_agrees_with_keep(KeepMask(keep), false);
 }
-TEST(MaskCover, additive_mask) {
+TEST(MaskCover, AgreesWithKeepForAdditiveMask) {
   const auto bias = random_tensor<float, 2>({71, 71}, 1);
   expect_cover_agrees_with_keep(AdditiveMask(bias), false);
 }
-TEST(MaskCover, callable) {
+TEST(MaskCover, AgreesWithKeepForCallables) {
   const auto odd = [](Position p) { return (p.key - p.query) % 2 != 0; };
   expect_cover_agrees_with_keep(attn::as_mask(odd), false);
 }
-TEST(MaskCover, joined_masks) {
+TEST(MaskCover, AgreesWithKeepForJoinedMasks) {
   const auto odd = [](Position p) { return (p.key - p.query) % 2 != 0; };
   expect_cover_agrees_with_keep(Causal{} & SlidingWindow(15), false);
   expect_cover_agrees_with_keep(SlidingWindow(15) & Causal{}, false);
@@ -265,7 +266,7 @@ TEST(MaskCover, joined_masks) {
   expect_cover_agrees_with_keep(odd & Padding(lengths), false);
 }
 
-TEST(MaskCover, joined_masks_are_empty_where_one_is_and_full_where_both_are) {
+TEST(MaskCover, OfJoinedMasksIsEmptyWhereOneIsAndFullWhereBothAre) {
   const auto mask = Causal{} & SlidingWindow(20);
   EXPECT_EQ(mask.cover({at(0, 10, 11), at(3, 13, 20)}), Coverage::mixed);
   EXPECT_EQ(mask.cover({at(0, 10, 14), at(3, 13, 20)}), Coverage::empty);  // all after the queries

@@ -25,7 +25,7 @@ int allocations_of(const Call& call) {
   return allocations;
 }
 
-TEST(Counting, SeesWhatIsAllocated) {
+TEST(Counting, SeesEveryAllocation) {
   EXPECT_EQ(allocations_of([] {}), 0);
   static int* volatile sink;  // or the compiler may leave the pair out
   EXPECT_EQ(allocations_of([] {
@@ -54,7 +54,7 @@ TEST(AlignedVector, HoldsWhatItWasGiven) {
   EXPECT_EQ(y[4], 3.F);
 }
 
-TEST(AlignedVector, RefusesMoreThanMemoryCanBe) {
+TEST(AlignedVector, RefusesMoreThanMemoryCanHold) {
   EXPECT_THROW((void)attn::detail::AlignedAllocator<double>().allocate(static_cast<std::size_t>(-1) / 4), std::bad_array_new_length);
 }
 
@@ -73,13 +73,13 @@ TEST(Workspace, GivesAlignedMemoryThatDoesNotOverlap) {
   }
 }
 
-TEST(Workspace, ZeroOrNegativeCountsAreNoError) {
+TEST(Workspace, TakesZeroOrNegativeCounts) {
   Workspace::Frame frame;
   EXPECT_NO_THROW((void)frame.take<float>(0));
   EXPECT_NO_THROW((void)frame.take<float>(-5));
 }
 
-TEST(Workspace, MemoryOfAFrameIsFreeAgainWhenItGoes) {
+TEST(Workspace, ReusesTheMemoryOfAFrameThatHasEnded) {
   Workspace::Frame outer;
   (void)outer.take<float>(10);
   float* first = nullptr;
@@ -91,7 +91,7 @@ TEST(Workspace, MemoryOfAFrameIsFreeAgainWhenItGoes) {
   EXPECT_EQ(again.take<float>(100), first);
 }
 
-TEST(Workspace, AnInnerFrameLeavesTheOuterOnesMemory) {
+TEST(Workspace, LeavesAnOuterFramesMemoryAlone) {
   Workspace::current().release();
   Workspace::Frame outer;
   int* mine = outer.take<int>(100);
@@ -127,7 +127,7 @@ TEST(Workspace, GrowsToTheLargestCallAndThenKeepsItsSize) {
   EXPECT_EQ(Workspace::current().capacity(), capacity);
 }
 
-TEST(Workspace, BlocksOfAFirstCallBecomeOneForTheNext) {
+TEST(Workspace, JoinsTheBlocksOfAFirstCallForTheNext) {
   Workspace::current().release();
   const auto distance = [] {  // of two stretches that lie side by side once there is one block
     Workspace::Frame frame;
@@ -139,7 +139,7 @@ TEST(Workspace, BlocksOfAFirstCallBecomeOneForTheNext) {
   EXPECT_EQ(distance(), 8192);
 }
 
-TEST(Workspace, ReleaseFreesAllAndItCanBeUsedAgain) {
+TEST(Workspace, CanBeUsedAgainAfterRelease) {
   { (void)Workspace::Frame().take<char>(1000); }
   EXPECT_GT(Workspace::current().capacity(), 0U);
   Workspace::current().release();
@@ -148,7 +148,7 @@ TEST(Workspace, ReleaseFreesAllAndItCanBeUsedAgain) {
   EXPECT_TRUE(is_aligned(frame.take<char>(10)));
 }
 
-TEST(Workspace, EachThreadHasItsOwn) {
+TEST(Workspace, IsAnotherOneInEveryThread) {
   Workspace* elsewhere = nullptr;
   std::thread([&] { elsewhere = &Workspace::current(); }).join();
   EXPECT_NE(elsewhere, &Workspace::current());
@@ -174,7 +174,7 @@ struct TakesAtTheEnd {
   }
 };
 
-TEST(Workspace, ServesADestructorThatRunsAfterItsThreadsOwn) {
+TEST(Workspace, ServesADestructorThatRunsAfterItsOwn) {
   std::size_t inside = 0, afterwards = 1;
   std::thread([&] {
     thread_local const TakesAtTheEnd object{&inside, &afterwards};  // made before the workspace, so destroyed after it
@@ -186,7 +186,7 @@ TEST(Workspace, ServesADestructorThatRunsAfterItsThreadsOwn) {
 #endif
 }
 
-TEST(Workspace, ServesADestructorThatRunsBeforeItsThreadsOwn) {
+TEST(Workspace, ServesADestructorThatRunsBeforeItsOwn) {
   std::size_t inside = 0, afterwards = 0;
   std::thread([&] {
     (void)Workspace::Frame().take<char>(1000);
@@ -235,7 +235,7 @@ TEST(SteadyState, DecodingAllocatesNothing) {
             0);
 }
 
-TEST(SteadyState, TheWorkspaceDoesNotGrowFromCallToCall) {
+TEST(SteadyState, DoesNotGrowTheWorkspace) {
   attn::LlamaAttention<float> module(64, 4);
   const auto x = random_tensor<float, 3>({2, 40, 64}, 1);
   Tensor<float, 3> y(2, 40, 64);

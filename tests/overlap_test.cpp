@@ -84,7 +84,7 @@ TEST(ViewCheck, RefusesElementsBeyondMemory) {
   }
 }
 
-TEST(Distinct, AViewThatRepeatsAnElementIsNot) {
+TEST(Distinct, IsFalseForAViewThatRepeatsAnElement) {
   const auto distinct = [](std::vector<Index> shape, std::vector<Index> stride) {
     const Strided x{4096, 4, std::move(shape), std::move(stride)};
     return detail::is_distinct(x.layout());
@@ -100,7 +100,7 @@ TEST(Distinct, AViewThatRepeatsAnElementIsNot) {
   EXPECT_FALSE(distinct({2, 2}, {1, 1}));
 }
 
-TEST(Distinct, NeverPassesAViewThatRepeatsAnElement) {
+TEST(Distinct, IsNeverTrueForARandomViewThatRepeatsAnElement) {
   std::mt19937 random(3);
   int passed = 0;
   for (int i = 0; i < 5000; ++i) {
@@ -117,7 +117,7 @@ TEST(Distinct, NeverPassesAViewThatRepeatsAnElement) {
   EXPECT_GT(passed, 500);
 }
 
-TEST(Overlap, PackedViewsThatShareAByte) {
+TEST(Overlap, IsFoundWhereOneByteIsShared) {
   const Strided a{4096, 4, {2, 3}, {3, 1}};
   EXPECT_TRUE(overlap(a, a));
   EXPECT_TRUE(overlap(a, {4096 + 20, 4, {5}, {1}}));
@@ -127,13 +127,14 @@ TEST(Overlap, PackedViewsThatShareAByte) {
   EXPECT_FALSE(overlap({4096 - 16, 4, {2, 2}, {2, 1}}, a));
 }
 
-TEST(Overlap, AnEmptyViewSharesNothing) {
+TEST(Overlap, IsFalseForAnEmptyView) {
   const Strided a{4096, 4, {2, 3}, {3, 1}};
   EXPECT_FALSE(overlap(a, {4096, 4, {2, 0}, {3, 1}}));
   EXPECT_FALSE(overlap({0, 4, {0}, {0}}, a));
 }
 
-TEST(Overlap, SlicesOfOneBufferShareNothing) {  // q, k, v and the output as quarters of [B,S,4E]
+// Queries, keys, values and output are quarters of one buffer [B,S,4E].
+TEST(Overlap, IsFalseForSlicesOfOneBuffer) {
   constexpr Index B = 3, H = 4, S = 50, D = 16, E = H * D;
   const auto slice = [](Index at, Index heads) {
     return Strided{4096 + static_cast<std::uintptr_t>(at * 4), 4, {B, heads, S, D}, {S * 4 * E, D, 4 * E, 1}};
@@ -168,7 +169,7 @@ TEST(Overlap, AgreesWithTheAddressesOfRandomViews) {
   EXPECT_LT(shared, 17000);
 }
 
-TEST(Overlap, EndsSoonForStridesThatHaveNothingInCommon) {
+TEST(Overlap, IsFoundSoonForStridesWithoutACommonFactor) {
   const Strided a{4096, 2, {1009, 1013, 1019, 1021}, {1000003 * 8, 1299709 * 4, 611953 * 2, 350377}};
   Strided b{4097, 2, {1009, 1013, 1019, 1021}, {999983 * 8, 1299689 * 4, 611951 * 2, 350381}};
   for (int i = 0; i < 100; ++i, b.address += 2) static_cast<void>(overlap(a, b));  // a search of all would take years

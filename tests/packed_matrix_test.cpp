@@ -41,7 +41,7 @@ TYPED_TEST(PackedMatrixOf, GivesBackWhatWasSet) {
     }
 }
 
-TYPED_TEST(PackedMatrixOf, LiesAsTheKernelReadsIt) {
+TYPED_TEST(PackedMatrixOf, StoresPanelsAsTheKernelReadsThem) {
   using T = TypeParam;
   constexpr Index width = PackedMatrix<T>::width, out = 2 * width + 3, in = 21;
   PackedMatrix<T> packed(out, in);
@@ -83,7 +83,7 @@ TEST(PackedMatrix, RefusesSizesThatMemoryCannotHold) {
   EXPECT_THROW(PackedMatrix<float>(-1, 4), attn::Error);
 }
 
-TEST(PackedMatrix, ThatWasMovedFromIsEmpty) {
+TEST(PackedMatrix, IsEmptyOnceMovedFrom) {
   PackedMatrix<float> packed(3, 4);
   const PackedMatrix<float> taken(std::move(packed));
   EXPECT_EQ(taken.out(), 3);

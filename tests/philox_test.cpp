@@ -65,7 +65,7 @@ TEST(DropoutRule, DropsAtTheRateAskedFor) {
   }
 }
 
-TEST(DropoutRule, EveryArgumentMatters) {
+TEST(DropoutRule, DependsOnEveryArgument) {
   const auto pattern = [](std::uint64_t seed, std::uint32_t call, std::uint32_t row, std::uint32_t plane, std::uint32_t first) {
     const attn::DropoutRule rule(0.5, seed, call);
     std::string text;
@@ -87,7 +87,7 @@ TEST(Seeds, SplitMix64GivesItsPublishedNumbers) {
   EXPECT_EQ(attn::splitmix64(2 * step), 0x06C45D188009454FU);
 }
 
-TEST(Seeds, FreshOnesDifferAlsoAcrossThreads) {
+TEST(Seeds, DifferAcrossThreads) {
   std::vector<std::vector<std::uint64_t>> drawn(4);
   std::vector<std::thread> threads;
   for (auto& seeds : drawn)

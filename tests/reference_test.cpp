@@ -54,13 +54,13 @@ void expect_reference(const Inputs<double>& in, const M& mask, const F& score, c
   EXPECT_LT(difference(got.weights, expected.weights).largest, 1e-14);
 }
 
-TEST(Reference, is_the_formula) {
+TEST(Reference, MatchesTheFormulaWithoutAMask) {
   unsigned seed = 0;
   for (const Sizes& n : many_sizes())
     expect_reference(random_inputs<double>(n, ++seed), attn::NoMask{}, attn::NoScore{}, keep_all);
 }
 
-TEST(Reference, keeps_what_masks_keep) {
+TEST(Reference, MatchesTheFormulaUnderMasks) {
   unsigned seed = 0;
   for (const Sizes& n : many_sizes()) {
     const auto in = random_inputs<double>(n, ++seed);
@@ -75,7 +75,7 @@ TEST(Reference, keeps_what_masks_keep) {
   }
 }
 
-TEST(Reference, applies_scores_scale_and_query_start) {
+TEST(Reference, AppliesScoresScaleAndQueryStart) {
   const Sizes n{.B = 2, .H = 6, .G = 3, .S = 11, .T = 30, .D = 7, .Dv = 4};
   const std::vector<Index> start{3, -2};
   AttentionOptions options;
@@ -87,7 +87,7 @@ TEST(Reference, applies_scores_scale_and_query_start) {
       [](double x, Position) { return 2 * std::tanh(x / 2); }, options);
 }
 
-TEST(Reference, drops_by_position) {
+TEST(Reference, DropsByPosition) {
   const Sizes n{.B = 2, .H = 4, .G = 2, .S = 11, .T = 30, .D = 7, .Dv = 4};
   AttentionOptions options;
   options.dropout = 0.3;

@@ -86,7 +86,7 @@ TYPED_TEST(RmsNormOf, MayWriteOverItsInput) {
   for (Index i = 0; i < x.size(); ++i) EXPECT_EQ(static_cast<double>(x.data()[i]), static_cast<double>(y.data()[i]));
 }
 
-TEST(RmsNorm, OfARowIsTheSameInAnyBatch) {
+TEST(RmsNorm, GivesARowTheSameInAnyBatch) {
   RmsNorm<float> norm(700);
   Tensor<float, 2> x(40, 700);
   fill(x);
@@ -97,7 +97,7 @@ TEST(RmsNorm, OfARowIsTheSameInAnyBatch) {
   }
 }
 
-TEST(RmsNorm, KeepsNaNInItsOwnRow) {
+TEST(RmsNorm, KeepsNanInItsOwnRow) {
   RmsNorm<float> norm(8);
   Tensor<float, 2> x(3, 8);
   fill(x);
@@ -110,7 +110,7 @@ TEST(RmsNorm, KeepsNaNInItsOwnRow) {
   }
 }
 
-TEST(RmsNorm, OfAWideRowStaysExact) {
+TEST(RmsNorm, StaysExactOverAWideRow) {
   constexpr Index size = Index{1} << 20;
   RmsNorm<float> norm(size, 0.0);
   Tensor<float, 1> x(size);
@@ -120,12 +120,13 @@ TEST(RmsNorm, OfAWideRowStaysExact) {
     EXPECT_NEAR(double{y(i)}, expected(x.data(), one.data(), size, i, 0.0), 3e-7);
 }
 
-TEST(RmsNorm, OfNoRowsIsEmpty) {
+TEST(RmsNorm, GivesNoRowsForNoRows) {
   RmsNorm<float> norm(8);
   EXPECT_EQ(norm(Tensor<float, 2>(0, 8)).size(), 0);
 }
 
-TEST(RmsNorm, TakesZerosWithoutAnEpsilonAsNaN) {  // as PyTorch: 0 / 0
+// PyTorch gives 0 / 0 as well.
+TEST(RmsNorm, GivesNanForZerosWithoutAnEpsilon) {
   RmsNorm<float> norm(4, 0.0);
   Tensor<float, 1> x(4);
   x.setZero();
@@ -166,7 +167,7 @@ TEST(RmsNorm, RefusesBadInput) {
             "no error");
 }
 
-TEST(RmsNorm, ThatWasMovedFromRefusesToRun) {
+TEST(RmsNorm, RefusesToRunOnceMovedFrom) {
   RmsNorm<float> norm(4);
   const RmsNorm<float> taken(std::move(norm));
   EXPECT_EQ(taken.size(), 4);

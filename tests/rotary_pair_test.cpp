@@ -33,7 +33,7 @@ void expect_pair_equals_singles(const RotaryConfig& config) {
   EXPECT_TRUE(same_bits(k, k_alone));
 }
 
-TEST(RotaryPair, EqualsQueriesAndKeysRotatedByThemselves) {
+TEST(RotaryPair, GivesTheSameAsTwoCalls) {
   for (const auto layout : {attn::RotaryLayout::half_split, attn::RotaryLayout::interleaved}) {
     expect_pair_equals_singles<float>({.layout = layout});
     expect_pair_equals_singles<double>({.layout = layout, .dimensions = 4});
@@ -76,7 +76,7 @@ TEST(OptionalRotary, IsEmptyUnlessGivenAConfiguration) {
   EXPECT_EQ(OptionalRotary(std::optional(RotaryConfig{.theta = 5.0}))->theta, 5.0);
 }
 
-TEST(OptionalRotary, CopiesAreIndependent) {
+TEST(OptionalRotary, HasIndependentCopies) {
   OptionalRotary a = RotaryConfig{.theta = 5.0};
   OptionalRotary b = a, c;
   c = a;
@@ -87,7 +87,7 @@ TEST(OptionalRotary, CopiesAreIndependent) {
   EXPECT_EQ(c->theta, 7.0);
 }
 
-TEST(OptionalRotary, ThatWasMovedFromIsEmpty) {
+TEST(OptionalRotary, IsEmptyOnceMovedFrom) {
   OptionalRotary a = RotaryConfig{.theta = 5.0};
   const OptionalRotary b = std::move(a);
   EXPECT_FALSE(a.has_value());  // NOLINT: what a move leaves is what is tested

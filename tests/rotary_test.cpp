@@ -29,7 +29,7 @@ double dot(const Tensor<float, 4>& a, const Tensor<float, 4>& b) {
   return sum;
 }
 
-TEST(Rotary, TurnsPairIByItsAngleInBothLayouts) {
+TEST(Rotary, RotatesEachPairByItsAngleInBothLayouts) {
   constexpr Index D = 6, position = 5;
   const auto x = random_tensor<float, 4>({1, 1, 1, D}, 1);
   for (const auto layout : {half_split, interleaved}) {
@@ -43,12 +43,12 @@ TEST(Rotary, TurnsPairIByItsAngleInBothLayouts) {
   }
 }
 
-TEST(Rotary, PositionZeroIsLeftAsItIs) {
+TEST(Rotary, LeavesPositionZeroUnchanged) {
   const auto x = random_tensor<float, 4>({1, 3, 1, 8}, 1);
   EXPECT_TRUE(same_bits(turned(Rotary(8), x, 0), x));
 }
 
-TEST(Rotary, ScoresDependOnDistanceAlone) {
+TEST(Rotary, MakesScoresDependOnDistanceAlone) {
   const auto q = random_tensor<float, 4>({1, 1, 1, 32}, 1), k = random_tensor<float, 4>({1, 1, 1, 32}, 2);
   for (const auto layout : {half_split, interleaved}) {
     const Rotary rotary(32, {.layout = layout});
@@ -60,7 +60,7 @@ TEST(Rotary, ScoresDependOnDistanceAlone) {
   }
 }
 
-TEST(Rotary, EachRowAndBatchEntryStandsAtItsOwnPosition) {
+TEST(Rotary, GivesEachRowAndBatchEntryItsOwnPosition) {
   const Rotary rotary(8);
   const auto x = random_tensor<float, 4>({3, 2, 4, 8}, 1);
   auto y = x;
@@ -76,7 +76,7 @@ TEST(Rotary, EachRowAndBatchEntryStandsAtItsOwnPosition) {
       }
 }
 
-TEST(Rotary, TurnsHeadsInPlaceThroughAStridedView) {
+TEST(Rotary, RotatesHeadsInPlaceThroughAStridedView) {
   auto x = random_tensor<float, 3>({2, 5, 24}, 1);
   Tensor<float, 4> heads(2, 3, 5, 8);
   for (Index b = 0; b < 2; ++b)
@@ -93,7 +93,7 @@ TEST(Rotary, TurnsHeadsInPlaceThroughAStridedView) {
         for (Index d = 0; d < 8; ++d) EXPECT_EQ(x(b, s, h * 8 + d), heads(b, h, s, d));
 }
 
-TEST(Rotary, PartialDimensionsTurnTheFirstAndLeaveTheRest) {
+TEST(Rotary, RotatesTheFirstDimensionsAndLeavesTheRest) {
   const auto x = random_tensor<float, 4>({1, 2, 1, 12}, 1);
   Tensor<float, 4> first(1, 2, 1, 8);
   for (Index h = 0; h < 2; ++h)
@@ -106,7 +106,7 @@ TEST(Rotary, PartialDimensionsTurnTheFirstAndLeaveTheRest) {
   }
 }
 
-TEST(Rotary, TablesAreFloat32WhateverTheScalar) {
+TEST(Rotary, RoundsItsTablesToFloatForEveryScalar) {
   const Rotary rotary(4);
   Tensor<double, 4> x(1, 1, 1, 4);
   x.setValues({{{{1.0, 0.0, 0.0, 1.0}}}});
@@ -121,7 +121,7 @@ class RotaryStoredLow : public testing::Test {};
 using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(RotaryStoredLow, Low);
 
-TYPED_TEST(RotaryStoredLow, IsTurnedInFloatAndRoundedOnce) {
+TYPED_TEST(RotaryStoredLow, RotatesInFloatAndRoundsOnce) {
   for (const auto layout : {half_split, interleaved}) {
     auto x = random_tensor<TypeParam, 4>({1, 2, 9, 22}, 1);
     auto exact = attn_test::cast<double>(x);
@@ -149,7 +149,7 @@ TEST(Rotary, DoesNotDependOnTheNumberOfThreads) {
   EXPECT_TRUE(same_bits(on(serial), on(pool)));
 }
 
-TEST(Rotary, OfNothingIsNothing) {
+TEST(Rotary, DoesNothingToAnEmptyTensor) {
   Tensor<float, 4> none(2, 3, 0, 8), no_batch(0, 3, 2, 8);
   const std::array<Index, 2> start{0, 0};
   EXPECT_NO_THROW(Rotary(8).apply(none, start));
@@ -181,7 +181,7 @@ TEST(RotaryScaling, LongRopeChoosesItsFactorsByLength) {
   EXPECT_LE(max_difference(told, turned(Rotary(4), x, 20)), 1e-6);
 }
 
-TEST(RotaryScaling, AttentionFactorIsOneButForYarnAndLongRope) {
+TEST(RotaryScaling, AttentionFactorIsOneExceptForYarnAndLongRope) {
   EXPECT_EQ(Rotary(8).attention_factor(), 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::LinearScaling{4.0}}).attention_factor(), 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::Llama3Scaling{}}).attention_factor(), 1.0);
@@ -252,7 +252,7 @@ Tensor<float, 4> entry(const Tensor<float, 4>& x, Index b) {
                  Eigen::array<Index, 4>{1, x.dimension(1), x.dimension(2), x.dimension(3)});
 }
 
-TEST(RotaryLengths, ASequenceIsTurnedByItsOwnLengthAlone) {
+TEST(RotaryLengths, RotateEachSequenceByItsOwnLength) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const Rotary rotary(8, {.scaling = scaling});
     const auto x = random_tensor<float, 4>({4, 2, 24, 8}, 1);
@@ -271,7 +271,7 @@ TEST(RotaryLengths, ASequenceIsTurnedByItsOwnLengthAlone) {
   }
 }
 
-TEST(RotaryLengths, AreTheLastPositionOfEachUnlessTold) {
+TEST(RotaryLengths, AreTheLastPositionsByDefault) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const Rotary rotary(8, {.scaling = scaling});
     const auto x = random_tensor<float, 4>({2, 1, 4, 8}, 1);
@@ -283,7 +283,7 @@ TEST(RotaryLengths, AreTheLastPositionOfEachUnlessTold) {
   }
 }
 
-TEST(RotaryLengths, AFixedOneReplacesThem) {
+TEST(RotaryLengths, AreReplacedByAFixedLength) {
   for (const attn::RotaryScaling& scaling : scalings_by_length()) {
     const Rotary by_length(8, {.scaling = scaling}), fixed(8, {.scaling = scaling, .length = 24});
     const auto x = random_tensor<float, 4>({1, 1, 4, 8}, 1);
@@ -313,7 +313,7 @@ TEST(RotaryLengths, DoNotMatterToTheOtherScalings) {
   }
 }
 
-TEST(RotaryLengths, ThatDoNotFitAreRefused) {
+TEST(RotaryLengths, AreRefusedIfTheyDoNotFit) {
   auto x = random_tensor<float, 4>({2, 1, 3, 8}, 1);
   const auto before = x;
   const Rotary rotary(8);
@@ -326,7 +326,7 @@ TEST(RotaryLengths, ThatDoNotFitAreRefused) {
   EXPECT_TRUE(same_bits(x, before));
 }
 
-TEST(RotaryWeights, ConversionsAreInverse) {
+TEST(RotaryWeights, ConvertThereAndBack) {
   for (const Index heads : {1, 2, 3}) {
     const auto weight = random_tensor<float, 2>({heads * 8, 5}, 1);
     const auto bias = random_tensor<double, 1>({heads * 8}, 2);
@@ -337,7 +337,7 @@ TEST(RotaryWeights, ConversionsAreInverse) {
   }
 }
 
-TEST(RotaryWeights, ToHalfSplitGathersEvenRowsThenOddRows) {
+TEST(RotaryWeights, ToHalfSplitTakesEvenRowsThenOddRows) {
   Tensor<float, 1> bias(12);
   for (Index i = 0; i < 12; ++i) bias(i) = static_cast<float>(i);
   Tensor<float, 1> expected(12);
@@ -345,7 +345,7 @@ TEST(RotaryWeights, ToHalfSplitGathersEvenRowsThenOddRows) {
   EXPECT_TRUE(same_bits(attn::to_half_split(bias, 2), expected));
 }
 
-TEST(RotaryWeights, ConvertedWeightsGiveTheSameScores) {
+TEST(RotaryWeights, GiveTheSameScoresOnceConverted) {
   constexpr Index H = 2, D = 8, E = 5;
   const auto x = random_tensor<float, 2>({7, E}, 1);
   const auto wq = random_tensor<float, 2>({H * D, E}, 2), wk = random_tensor<float, 2>({H * D, E}, 3);
@@ -377,7 +377,7 @@ TEST(RotaryWeights, ConvertedWeightsGiveTheSameScores) {
   EXPECT_GT(max_difference(scores(wq, wk, half_split), expected), 1e-2);
 }
 
-TEST(RotaryWeights, RefuseRowsThatDoNotDivide) {
+TEST(RotaryWeights, RefuseHeadsThatDoNotDivideTheRows) {
   expect_error([] { return attn::to_half_split(Tensor<float, 2>(12, 3), 4); }, {"[attn::to_half_split]", "got [12,3]"});
   expect_error([] { return attn::to_interleaved(Tensor<float, 1>(12), 0); }, {"[attn::to_interleaved]", "got [12]"});
 }
@@ -401,7 +401,7 @@ TEST(Rotary, RefusesFactorsThatAreNotPositive) {
   expect_error(with(attn::LongRopeScaling{{1, 1, 1}, {1, 1, 1, 1}, 10, 2.0, {}}), {"[attn::Rotary] longrope", "expected 4", "got 3"});
 }
 
-TEST(Rotary, RefusesAnotherHeadSizeAndStartsThatDoNotFit) {
+TEST(Rotary, RefusesAnotherHeadSizeAndBadStarts) {
   auto x = random_tensor<float, 4>({2, 1, 3, 6}, 1);
   const std::array<Index, 2> zero{0, 0}, negative{0, -1};
   expect_error([&] { Rotary(8).apply(x, zero); }, {"[attn::Rotary::apply] last dimension", "expected 8", "got [2,1,3,6]"});
@@ -472,7 +472,7 @@ TEST(Rotary, RefusesSizesAndPositionsThatOverflow) {
   for (Index i = 0; i < x.size(); ++i) EXPECT_TRUE(std::isfinite(x.data()[i]));
 }
 
-TEST(Rotary, RefusesViewsThatItCannotTurnInPlace) {
+TEST(Rotary, RefusesViewsThatItCannotRotateInPlace) {
   auto x = random_tensor<float, 4>({2, 3, 4, 8}, 1);
   const auto before = x;
   const std::array<Index, 2> start{0, 0};
@@ -492,7 +492,7 @@ TEST(Rotary, RefusesViewsThatItCannotTurnInPlace) {
                   std::span(start).first(1));  // nothing is repeated
 }
 
-TEST(Rotary, ThatWasMovedFromRefusesToTurnAndCanBeAssignedTo) {
+TEST(Rotary, RefusesToRunOnceMovedFromAndCanBeAssignedTo) {
   Rotary rotary(8, {.scaling = attn::LongRopeScaling{{1, 2, 3, 4}, {1, 2, 3, 4}, 8, 2.0, {}}});
   const Rotary copy = rotary;
   const Rotary moved = std::move(rotary);

@@ -16,7 +16,7 @@ constexpr Position at(std::int32_t head, std::int32_t query, std::int32_t key) {
 static_assert(attn::ScoreFunction<NoScore, float> && attn::ScoreFunction<SoftCap, double>);
 static_assert(NoScore{}(2.5F, Position{}) == 2.5F);
 
-TEST(Score, soft_cap_is_cap_times_tanh_of_score_over_cap) {
+TEST(Score, SoftCapIsCapTimesTanhOfScoreOverCap) {
   const SoftCap cap(50.F);
   for (const double x : {-1e6, -50.0, -0.01, 0.0, 1.0, 75.0, 1e30}) {
     EXPECT_DOUBLE_EQ(cap(x, Position{}), 50.0 * std::tanh(x / 50.0));
@@ -24,7 +24,7 @@ TEST(Score, soft_cap_is_cap_times_tanh_of_score_over_cap) {
   }
 }
 
-TEST(Score, soft_cap_leaves_nan_and_bounds_infinity) {
+TEST(Score, SoftCapBoundsInfinity) {
   EXPECT_TRUE(std::isnan(SoftCap(3.F)(not_a_number, Position{})));
   EXPECT_EQ(SoftCap(3.F)(infinity, Position{}), 3.0);
 }
@@ -37,7 +37,7 @@ std::vector<double> slopes(Index heads) {
   return result;
 }
 
-TEST(Score, alibi_slopes_are_those_published) {
+TEST(Score, AlibiHasThePublishedSlopes) {
   EXPECT_EQ(slopes(1), (std::vector<double>{0x1p-8}));
   EXPECT_EQ(slopes(2), (std::vector<double>{0x1p-4, 0x1p-8}));
   EXPECT_EQ(slopes(8), (std::vector<double>{0x1p-1, 0x1p-2, 0x1p-3, 0x1p-4, 0x1p-5, 0x1p-6, 0x1p-7, 0x1p-8}));
@@ -49,21 +49,21 @@ TEST(Score, alibi_slopes_are_those_published) {
   EXPECT_NEAR(of_16[0], std::sqrt(0.5), 1e-7);
 }
 
-TEST(Score, alibi_subtracts_slope_times_distance_and_adds_for_keys_ahead) {
+TEST(Score, AlibiSubtractsSlopeTimesDistance) {
   const Alibi alibi(8);
   EXPECT_EQ(alibi(1.0F, at(1, 10, 4)), 1.0F - 0.25F * 6);
   EXPECT_EQ(alibi(1.0F, at(1, 4, 10)), 1.0F + 0.25F * 6);
   EXPECT_EQ(alibi(1.0, at(0, 7, 7)), 1.0);
 }
 
-TEST(Score, bias_aligns_its_axes_at_the_right) {
+TEST(Score, BiasAlignsItsAxesAtTheRight) {
   Tensor<float, 3> bias(2, 1, 3);  // [H,1,T]
   bias.setValues({{{1, 2, 3}}, {{10, 20, 30}}});
   EXPECT_EQ(ScoreBias(bias)(0.5F, at(1, 0, 2)), 30.5F);
   EXPECT_EQ(ScoreBias(bias)(0.5, at(0, 5, 1)), 2.5);
 }
 
-TEST(Score, chain_runs_in_the_order_written) {
+TEST(Score, ChainRunsInTheOrderWritten) {
   const auto add = [](auto score, Position) { return score + 1; };
   const auto twice = [](auto score, Position) { return score * 2; };
   EXPECT_EQ((Chain{add, twice}(3.0F, Position{})), 8.0F);
@@ -72,7 +72,7 @@ TEST(Score, chain_runs_in_the_order_written) {
   EXPECT_EQ((Chain{}(3.0, Position{})), 3.0);
 }
 
-TEST(Score, position_says_how_far_back_the_key_lies) {
+TEST(Score, PositionTellsTheDistanceOfTheKey) {
   EXPECT_EQ(at(0, 9, 4).distance(), 5.F);
   EXPECT_EQ(at(0, 4, 9).distance(), -5.F);
 }

@@ -34,14 +34,14 @@ void expect_plain_length(const M& mask, Index batches, Index heads) {
     EXPECT_EQ((length_seen<float>(mask, b, heads, S)), plain_length(mask, b, heads)) << "batch entry " << b;
 }
 
-TEST(SequenceLength, IsAllWithoutPadding) {
+TEST(SequenceLength, IsTheWholeLengthWithoutPadding) {
   EXPECT_EQ((length_seen<float>(attn::NoMask{}, 0, 2, S)), S);
   EXPECT_EQ((length_seen<float>(Causal{}, 0, 2, S)), S);
   EXPECT_EQ((length_seen<float>(Causal{} & attn::SlidingWindow(3), 0, 2, S)), S);
   EXPECT_EQ((length_seen<float>(attn::NoMask{}, 0, 1, 1)), 1);
 }
 
-TEST(SequenceLength, IsWhatPaddingSaysWhateverItIsJoinedWith) {
+TEST(SequenceLength, IsWhatPaddingSaysInAnyJoinedMask) {
   const std::vector<Index> lengths{0, 1, 2, 17, S - 1, S};
   const attn::Padding padding(lengths);
   for (Index b = 0; b < std::ssize(lengths); ++b) {
@@ -77,7 +77,7 @@ TEST(SequenceLength, CountsKeysThatOneHeadAloneSees) {
   EXPECT_EQ((length_seen<float>(head_2, 0, 3, S)), S - 3);
 }
 
-TEST(SequenceLength, AFiniteFillerIsAnOrdinaryNumber) {
+TEST(SequenceLength, CountsKeysWithAFiniteFiller) {
   Tensor<float, 1> bias(S);
   bias.setConstant(-1e9F);
   EXPECT_EQ((length_seen<float>(attn::AdditiveMask(bias), 0, 1, S)), S);
@@ -102,7 +102,7 @@ struct Counted {
   [[nodiscard]] Coverage cover(attn::Block block) const { return padding.cover(block); }
 };
 
-TEST(SequenceLength, AMaskThatKnowsItsBlocksIsAskedForNoScore) {
+TEST(SequenceLength, AsksForNoScoreIfTheMaskKnowsItsBlocks) {
   const std::vector<Index> lengths{17};
   Index asked = 0;
   EXPECT_EQ((length_seen<float>(Counted{attn::Padding(lengths), &asked}, 0, 4, S)), 17);

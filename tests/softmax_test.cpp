@@ -30,7 +30,7 @@ Tensor<A, 2> plain_softmax(const Tensor<T, 2>& x) {
   return y;
 }
 
-TEST(Softmax, ErrorIsAtMostTwiceThePlainFormulasForEveryWidthTo1000) {
+TEST(Softmax, IsAsExactAsThePlainFormulaForWidthsTo1000) {
   for (Index columns = 1; columns <= 1000; columns += columns < 140 ? 1 : 43) {
     const auto x = random_tensor<float, 2>({6, columns}, static_cast<unsigned>(columns), 8.0);
     const auto exact = plain_softmax<double>(x);
@@ -42,7 +42,7 @@ TEST(Softmax, ErrorIsAtMostTwiceThePlainFormulasForEveryWidthTo1000) {
   }
 }
 
-TEST(Softmax, OfDoubleIsComputedInDouble) {
+TEST(Softmax, ComputesInDoubleForDouble) {
   for (const Index columns : {1, 2, 7, 8, 9, 33, 100, 777}) {
     const auto x = random_tensor<double, 2>({5, columns}, static_cast<unsigned>(columns), 8.0);
     EXPECT_LE(max_difference(Softmax<double>()(x), plain_softmax<double>(x)), 1e-15) << columns << " columns";
@@ -54,7 +54,7 @@ class SoftmaxStoredLow : public testing::Test {};
 using Low = testing::Types<Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(SoftmaxStoredLow, Low);
 
-TYPED_TEST(SoftmaxStoredLow, IsRoundedOnceAtTheEnd) {
+TYPED_TEST(SoftmaxStoredLow, RoundsOnceAtTheEnd) {
   for (const Index columns : {1, 5, 16, 31, 100}) {
     const auto x = random_tensor<TypeParam, 2>({7, columns}, static_cast<unsigned>(columns), 8.0);
     const auto y = Softmax<TypeParam>()(x);
@@ -79,7 +79,7 @@ TEST(Softmax, TakesTheLastAxisOfAnyRankTo4) {
   }
 }
 
-TEST(Softmax, RowsSumToOneAndDoNotDependOnAShift) {
+TEST(Softmax, SumsToOneAndDoesNotDependOnAShift) {
   const auto x = random_tensor<double, 2>({9, 77}, 2, 10.0);
   Tensor<double, 2> shifted = x + x.constant(1024.0);
   const auto y = Softmax<double>()(x);
@@ -91,7 +91,7 @@ TEST(Softmax, RowsSumToOneAndDoNotDependOnAShift) {
   EXPECT_LE(max_difference(Softmax<double>()(shifted), y), 1e-12);
 }
 
-TEST(Softmax, LargeMagnitudesNeitherOverflowNorVanish) {
+TEST(Softmax, HandlesLargeMagnitudes) {
   constexpr float most = std::numeric_limits<float>::max();
   Tensor<float, 2> x(4, 3);
   x.setValues({{most, -most, most}, {-most, -most, -most}, {1e30F, 0.F, -1e30F}, {-1000.F, -1000.F, -2000.F}});
@@ -100,7 +100,7 @@ TEST(Softmax, LargeMagnitudesNeitherOverflowNorVanish) {
   EXPECT_LE(max_difference(Softmax<float>()(x), expected), attn_test::float_epsilon);
 }
 
-TEST(Softmax, TheLowestDoubleIsANumber) {
+TEST(Softmax, TakesTheLowestDoubleAsANumber) {
   constexpr double lowest = std::numeric_limits<double>::lowest();
   const auto row = [](double first, double others) {
     Tensor<double, 1> x(11);
@@ -116,7 +116,7 @@ TEST(Softmax, TheLowestDoubleIsANumber) {
   }
 }
 
-TEST(Softmax, ARowOfMinusInfinityGivesZeros) {
+TEST(Softmax, GivesZerosForARowOfMinusInfinity) {
   for (const Index columns : {1, 3, 16, 17, 100}) {
     Tensor<float, 2> x = random_tensor<float, 2>({3, columns}, 3);
     x.chip(1, 0).setConstant(-infinity);
@@ -127,7 +127,7 @@ TEST(Softmax, ARowOfMinusInfinityGivesZeros) {
   }
 }
 
-TEST(Softmax, MinusInfinityAmongNumbersHasNoWeight) {
+TEST(Softmax, GivesMinusInfinityNoWeight) {
   for (const Index columns : {2, 9, 40}) {
     Tensor<float, 2> x = random_tensor<float, 2>({1, columns}, 3);
     x(0, columns - 1) = -infinity;
@@ -139,7 +139,7 @@ TEST(Softmax, MinusInfinityAmongNumbersHasNoWeight) {
   }
 }
 
-TEST(Softmax, NanStaysInItsRow) {
+TEST(Softmax, KeepsNanInItsRow) {
   for (const Index columns : {1, 5, 16, 33})
     for (const Index at : {Index{0}, columns / 2, columns - 1}) {
       Tensor<float, 2> x = random_tensor<float, 2>({5, columns}, 4);
@@ -155,7 +155,8 @@ TEST(Softmax, NanStaysInItsRow) {
     }
 }
 
-TEST(Softmax, OfAWideRowSumsToOne) {  // a long tail of small weights behind a large one
+// A long tail of small weights follows a large one.
+TEST(Softmax, SumsToOneOverAWideRow) {
   for (const Index columns : {262144, 1048576}) {
     Tensor<float, 2> x(1, columns);
     x.setConstant(std::log(0.1F));
@@ -191,7 +192,7 @@ TEST(Softmax, RefusesAnOutputThatSharesSomeMemoryWithTheInput) {
   EXPECT_FALSE(same_bits(x, before));
 }
 
-TEST(Softmax, RefusesRowsWhoseScratchMemoryNoMemoryHolds) {
+TEST(Softmax, RefusesRowsTooLongForScratchMemory) {
   const Eigen::half x[1] = {};
   const attn::View<const Eigen::half, 1> wide(x, {(Index{1} << 62) - 1});
   Eigen::half y[1];
@@ -211,7 +212,7 @@ TEST(Softmax, DoesNotDependOnTheNumberOfThreads) {
   EXPECT_TRUE(same_bits(on(serial), on(pool)));
 }
 
-TEST(Softmax, OfNothingIsNothing) {
+TEST(Softmax, GivesNothingForNothing) {
   EXPECT_EQ(Softmax<float>()(Tensor<float, 2>(0, 5)).size(), 0);
   EXPECT_EQ(Softmax<float>()(Tensor<float, 2>(5, 0)).size(), 0);
 }

@@ -93,7 +93,7 @@ TEST(MakeTensor, RefusesMoreThanMemoryCanHold) {
   expect_error([] { return attn::detail::make_tensor<float, 2>({3, -1}); }, {"[attn::Tensor] shape", "negative"});
 }
 
-TEST(SplitHeads, MovesNothing) {
+TEST(SplitHeads, CopiesNothing) {
   auto x = random_tensor<float, 3>({2, 5, 12}, 2);
   const View<float, 4> heads = attn::split_heads(x, 3);
   EXPECT_EQ(heads.shape(), (std::array<Index, 4>{2, 3, 5, 4}));

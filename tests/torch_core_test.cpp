@@ -85,7 +85,7 @@ TYPED_TEST(TorchCore, GivesItsOutputAndItsLogSumExp) {
 }
 
 // PyTorch gives NaN there; attn's convention, stored in the case, is output 0 and log-sum-exp -inf.
-TYPED_TEST(TorchCore, ARowWithoutKeysGivesZeroAndMinusInfinity) {
+TYPED_TEST(TorchCore, GivesZeroAndMinusInfinityForARowWithoutKeys) {
   int empty = 0;
   for (const TorchCase& c : torch_cases("core")) {
     if (c.param<int>("empty_rows") == 0) continue;
@@ -103,7 +103,8 @@ TYPED_TEST(TorchCore, ARowWithoutKeysGivesZeroAndMinusInfinity) {
   EXPECT_GT(empty, 0);
 }
 
-TEST(TorchAlibi, GivesItsSlopes) {  // seen through the scores: at distance 1, a score of 0 becomes -slope
+// At distance 1, ALiBi turns a score of 0 into minus the slope.
+TEST(TorchAlibi, GivesItsSlopes) {
   for (const TorchCase& c : torch_cases("core")) {
     if (!c.has_tensor("slopes")) continue;
     const auto slopes = c.tensor("slopes").values;

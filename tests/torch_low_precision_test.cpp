@@ -36,7 +36,7 @@ Tensor<float, 3> with_roundings(const attn::LlamaAttention<T>& module, const Ten
   return stored<T>(plain_linear<float>(module.out_proj(), stored<T>(context)));
 }
 
-TYPED_TEST(TorchLowPrecision, IsComputedInFloatAndRoundedWhereItIsStored) {
+TYPED_TEST(TorchLowPrecision, RoundsOnlyWhereTensorsAreStored) {
   using T = TypeParam;
   double worst = 0.0;
   std::string where;

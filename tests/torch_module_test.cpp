@@ -38,7 +38,7 @@ TYPED_TEST(TorchModule, GivesItsOutput) {
 
 // An ordinary number: in float, scores vanish beside -1e9 and the row becomes the mean of v, as PyTorch's does; in
 // double they are kept as far as doubles near 1e9 go.
-TYPED_TEST(TorchModule, FillerRowsAreOrdinaryNumbers) {
+TYPED_TEST(TorchModule, GivesItsOutputForRowsOfAFiniteFiller) {
   for (const TorchCase& c : torch_cases("module")) {
     if (!has_filled_rows(c)) continue;
     const auto y = output_of<TypeParam>(c);

@@ -31,7 +31,7 @@ class TorchParts : public testing::Test {
 };
 TYPED_TEST_SUITE(TorchParts, attn_test::FloatAndDouble);
 
-TYPED_TEST(TorchParts, Linear) {
+TYPED_TEST(TorchParts, LinearGivesItsOutput) {
   Bar bar(std::string("linear ") + attn_test::type_name<TypeParam>);
   for (const TorchCase& c : torch_cases("linear")) {
     attn::Linear<TypeParam> layer(c.param<Index>("in"), c.param<Index>("out"), c.param<bool>("bias"));
@@ -41,7 +41,7 @@ TYPED_TEST(TorchParts, Linear) {
   }
 }
 
-TYPED_TEST(TorchParts, Softmax) {
+TYPED_TEST(TorchParts, SoftmaxGivesItsOutput) {
   Bar bar(std::string("softmax ") + attn_test::type_name<TypeParam>);
   for (const TorchCase& c : torch_cases("softmax")) this->expect(bar, c, attn::Softmax<TypeParam>());
 }
@@ -70,7 +70,7 @@ attn::RotaryConfig config_of(const TorchCase& c, attn::RotaryLayout layout) {
 }
 Index length_of(const TorchCase& c) { return c.has_param("seq_len") ? c.param<Index>("seq_len") : 0; }
 
-TEST(TorchRotary, Frequencies) {
+TEST(TorchRotary, GivesItsFrequencies) {
   for (const TorchCase& c : torch_cases("rotary")) {
     const auto expected = c.tensor("inv_freq").values;
     std::vector<double> frequencies(expected.size());
@@ -79,7 +79,7 @@ TEST(TorchRotary, Frequencies) {
   }
 }
 
-TEST(TorchRotary, AttentionFactors) {
+TEST(TorchRotary, GivesItsAttentionFactors) {
   for (const TorchCase& c : torch_cases("rotary")) {
     const double expected = c.has_param("attention_factor") ? c.param<double>("attention_factor") : 1.0;
     EXPECT_NEAR(attn::Rotary(c.param<Index>("D"), config_of(c, attn::RotaryLayout::half_split)).attention_factor(), expected, 1e-14) << c;
@@ -89,7 +89,7 @@ TEST(TorchRotary, AttentionFactors) {
 // PyTorch's float32 has its tables wrong by 1e-3 at position 131071; ours are computed in double and rounded once, so
 // the bar is tighter than twice its error: 3 float roundings of a sum of two products (2^-24 each, of size at most
 // sqrt(2) * attention factor), whatever the position. With double tensors the rounded tables remain.
-TEST(TorchRotary, TurnsHeadsInBothLayouts) {
+TEST(TorchRotary, RotatesHeadsInBothLayouts) {
   double worst = 0.0;
   for (const TorchCase& c : torch_cases("rotary"))
     for (const auto& [layout, name] : {std::pair{attn::RotaryLayout::half_split, "half_split"}, {attn::RotaryLayout::interleaved, "interleaved"}}) {

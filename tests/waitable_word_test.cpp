@@ -20,7 +20,7 @@ using attn::detail::WaitableWord;
 
 static_assert(!std::is_same_v<WaitableWord, std::atomic<std::uint64_t>>, "this program tries the other kind");
 
-TEST(WaitableWord, WaitReturnsWhenTheWordHasAnotherValue) {
+TEST(WaitableWord, WaitsUntilItHasAnotherValue) {
   WaitableWord word(3);
   word.wait(4);  // at once
   std::thread other([&] {
@@ -33,7 +33,7 @@ TEST(WaitableWord, WaitReturnsWhenTheWordHasAnotherValue) {
   other.join();
 }
 
-TEST(WaitableWord, WakesAllThatWait) {
+TEST(WaitableWord, WakesAllWaitingThreads) {
   WaitableWord word(0), arrived(0);
   std::vector<std::thread> waiting;
   for (int i = 0; i < 5; ++i)
@@ -60,7 +60,7 @@ TEST(WaitableWord, MayBeDestroyedOnceNoThreadWaits) {
   }
 }
 
-TEST(WaitableWord, TwoThreadsTakeTurns) {
+TEST(WaitableWord, LetsTwoThreadsTakeTurns) {
   WaitableWord word(0);
   const auto play = [&](std::uint64_t mine) {
     for (std::uint64_t turn = mine; turn < 5000; turn += 2) {
@@ -75,7 +75,7 @@ TEST(WaitableWord, TwoThreadsTakeTurns) {
   EXPECT_EQ(word.load(), 5000U);
 }
 
-TEST(WaitableWord, APoolWakesAfterRestsAndRunsEveryLane) {
+TEST(WaitableWord, WakesAPoolAfterRests) {
   ThreadPool pool(4);
   std::atomic<int> sum{0};
   const auto lane = [&](int i) { sum += i; };
@@ -86,7 +86,7 @@ TEST(WaitableWord, APoolWakesAfterRestsAndRunsEveryLane) {
   EXPECT_EQ(sum, 200 * 20 * 15);
 }
 
-TEST(WaitableWord, AnEigenExecutorWaitsForAllLanes) {
+TEST(WaitableWord, LetsAnEigenExecutorWaitForAllLanes) {
   Eigen::ThreadPool threads(3);
   attn::EigenExecutor executor(threads);
   for (int job = 0; job < 2000; ++job) {

@@ -17,7 +17,7 @@ using attn_test::same_bits;
 
 // ---- Linear ----
 
-TEST(SharedLinear, AChangeInEitherShowsInBoth) {
+TEST(SharedLinear, ShowsAChangeMadeThroughEither) {
   Linear<float> a(6, 5, true, 1), b(6, 5, true, 2);
   b.share(a);
   EXPECT_TRUE(a.shares_with(b) && b.shares_with(a));
@@ -34,7 +34,7 @@ TEST(SharedLinear, AChangeInEitherShowsInBoth) {
   EXPECT_TRUE(same_bits(a(x), b(x)));
 }
 
-TEST(SharedLinear, OutlivesTheOneItCameFrom) {
+TEST(SharedLinear, OutlivesTheLayerItCameFrom) {
   Linear<float> b(6, 5, true, 2);
   std::optional<Linear<float>> a(std::in_place, 6, 5, true, 1);
   const auto weight = a->weight();
@@ -43,7 +43,7 @@ TEST(SharedLinear, OutlivesTheOneItCameFrom) {
   EXPECT_TRUE(same_bits(b.weight(), weight));
 }
 
-TEST(SharedLinear, ACopyIsIndependentOfBoth) {
+TEST(SharedLinear, HasIndependentCopies) {
   Linear<float> a(6, 5, true, 1), b(6, 5, true, 2);
   b.share(a);
   const Linear<float> copy = b;
@@ -53,7 +53,7 @@ TEST(SharedLinear, ACopyIsIndependentOfBoth) {
   EXPECT_TRUE(same_bits(copy.weight(), weight));
 }
 
-TEST(SharedLinear, OfAnotherShapeIsRefused) {
+TEST(SharedLinear, IsRefusedForAnotherShape) {
   Linear<float> a(6, 5), b(5, 6);
   expect_error([&] { a.share(b); }, {"[attn::Linear::share]", "6 in and 5 out", "got 5 in and 6 out"});
   EXPECT_FALSE(a.shares_with(b));
@@ -69,7 +69,7 @@ LlamaAttention<float> evaluating(LlamaAttentionConfig config) {
   return module;
 }
 
-TEST(SharedModules, GiveTheSameAndAChangeShowsInBoth) {
+TEST(SharedModules, GiveTheSameAlsoAfterAChange) {
   auto a = evaluating({.seed = 1}), b = evaluating({.seed = 2});
   const auto x = random_tensor<float, 3>({2, 7, 24}, 3);
   EXPECT_FALSE(same_bits(a.forward(x), b.forward(x)));
@@ -82,7 +82,7 @@ TEST(SharedModules, GiveTheSameAndAChangeShowsInBoth) {
   EXPECT_TRUE(same_bits(a.forward(x), b.forward(x)));
 }
 
-TEST(SharedModules, AllFourProjectionsAreShared) {
+TEST(SharedModules, ShareAllFourProjections) {
   auto a = evaluating({.seed = 1}), b = evaluating({.seed = 2});
   b.share(a);
   EXPECT_TRUE(a.query().shares_with(b.query()) && a.key().shares_with(b.key()));
@@ -98,7 +98,7 @@ TEST(SharedModules, KeepTheirOwnMode) {
   EXPECT_FALSE(a.is_training());
 }
 
-TEST(SharedModules, OfUnlikeSizesAreRefusedAndStayAsTheyWere) {
+TEST(SharedModules, AreRefusedForDifferentSizesAndUnchanged) {
   auto a = evaluating({.seed = 1}), grouped = evaluating({.num_key_value_heads = 2, .seed = 2});
   const auto x = random_tensor<float, 3>({2, 7, 24}, 3);
   const auto before = a.forward(x);
@@ -107,7 +107,7 @@ TEST(SharedModules, OfUnlikeSizesAreRefusedAndStayAsTheyWere) {
   EXPECT_FALSE(a.query().shares_with(grouped.query()));
 }
 
-TEST(SharedModules, ACopyOfOneIsIndependent) {
+TEST(SharedModules, HaveIndependentCopies) {
   auto a = evaluating({.seed = 1}), b = evaluating({.seed = 2});
   b.share(a);
   const LlamaAttention<float> copy = b;
@@ -118,7 +118,7 @@ TEST(SharedModules, ACopyOfOneIsIndependent) {
   EXPECT_TRUE(same_bits(copy.forward(x), before));
 }
 
-TEST(CopiedModule, TakesModeAndRandomNumbersAndIsIndependent) {
+TEST(CopiedModule, KeepsModeAndSeedAndIsIndependent) {
   LlamaAttention<float> a({.hidden_size = 24, .num_attention_heads = 4, .seed = 1});
   const auto x = random_tensor<float, 3>({2, 7, 24}, 3);
   (void)a.forward(x);
@@ -160,7 +160,8 @@ class TiedKeyAndValue : public testing::TestWithParam<bool> {
 };
 INSTANTIATE_TEST_SUITE_P(Rotary, TiedKeyAndValue, testing::Bool(), [](const auto& test) { return test.param ? "On" : "Off"; });
 
-TEST_P(TiedKeyAndValue, GivesWhatTheSameNumbersHeldTwiceGive) {  // with rotary, the value must not be turned
+// With rotary, keys are rotated and values must not be.
+TEST_P(TiedKeyAndValue, GivesTheSameAsTwoEqualLayers) {
   EXPECT_TRUE(same_bits(tied->forward(x), twice->forward(x)));
   EXPECT_LE(max_difference(tied->forward(x), plain_module<double>(*tied, x)), 1e-6);
 }
@@ -174,20 +175,20 @@ TEST_P(TiedKeyAndValue, GivesTheSameWithACache) {
   EXPECT_LE(max_difference(second, attn_test::rows_of(expected, 6, 3)), 1e-6);
 }
 
-TEST_P(TiedKeyAndValue, AChangeShowsInBoth) {
+TEST_P(TiedKeyAndValue, ShowsAChangeInBoth) {
   const auto weight = random_tensor<float, 2>({12, 24}, 4);
   tied->key().set_weight(weight);
   EXPECT_TRUE(same_bits(tied->value().weight(), weight));
 }
 
-TEST_P(TiedKeyAndValue, StaysTiedInACopyWhichIsIndependent) {
+TEST_P(TiedKeyAndValue, StaysTiedInAnIndependentCopy) {
   LlamaAttention<float> copy = *tied;
   EXPECT_TRUE(copy.value().shares_with(copy.key()));
   EXPECT_FALSE(copy.key().shares_with(tied->key()));
   EXPECT_TRUE(same_bits(copy.forward(x), tied->forward(x)));
 }
 
-TEST_P(TiedKeyAndValue, SharingWithAnotherModuleTiesOrUntiesAsThatOneDoes) {
+TEST_P(TiedKeyAndValue, BecomesTiedOrUntiedByShare) {
   LlamaAttention<float> other = *twice;
   other.share(*tied);
   EXPECT_TRUE(other.value().shares_with(other.key()));
@@ -196,7 +197,7 @@ TEST_P(TiedKeyAndValue, SharingWithAnotherModuleTiesOrUntiesAsThatOneDoes) {
 }
 
 // "What shared parameters within it still does", whichever projections those are.
-TEST(CopiedModule, KeepsEveryTieWithinIt) {
+TEST(CopiedModule, KeepsEveryTie) {
   auto a = evaluating({});
   a.key().share(a.query());
   a.out_proj().share(a.query());
