@@ -454,12 +454,12 @@ TEST_F(Llama2c, DecodesWhatItEncodes) {
   for (const std::string& text : texts) EXPECT_EQ(round_trip(tokenizer, text), text);
 }
 
-TEST_F(Llama2c, RefusesAMissingFile) {
+TEST_F(Llama2c, ATokenizerRefusesAMissingFile) {
   expect_error([] { Tokenizer("no/such/file.bin"); },
                {"[attn::examples::Tokenizer] ", "expected a file that can be read"});
 }
 
-TEST_F(Llama2c, RefusesATruncatedFile) {
+TEST_F(Llama2c, ATokenizerRefusesATruncatedFile) {
   const std::string bytes = tiny_tokenizer();
   for (std::size_t length = 0; length < 4; ++length)
     expect_error([&] { Tokenizer(file(bytes.substr(0, length))); }, {"is truncated, expected at least 4 bytes, got "});
@@ -472,7 +472,7 @@ TEST_F(Llama2c, RefusesATruncatedFile) {
 }
 
 // Between two pieces the file itself cannot tell, but its size is no longer the model's vocabulary.
-TEST_F(Llama2c, IsOfAnotherSizeIfTruncatedBetweenPieces) {
+TEST_F(Llama2c, ATokenizerTruncatedBetweenPiecesHasAnotherSize) {
   const std::string bytes = tiny_tokenizer();
   EXPECT_EQ(Tokenizer(file(bytes.substr(0, bytes.size() - 10))).size(), 262);
 }

@@ -21,7 +21,7 @@ template <class T, int Rank>
 [[nodiscard]] Tensor<T, Rank> to_tensor(const TorchTensor& from) {
   std::array<Index, std::size_t{Rank}> shape{};
   EXPECT_EQ(from.dims.size(), shape.size());
-  std::copy(from.dims.begin(), from.dims.end(), shape.begin());
+  for (std::size_t axis = 0; axis < std::min(shape.size(), from.dims.size()); ++axis) shape[axis] = from.dims[axis];
   return to_tensor<T, Rank>(from, shape);
 }
 

@@ -178,7 +178,7 @@ template <class A, class M, class F>
 A expected_score(const M& mask, const F& score, A x, Position at, bool masked) {
   if (masked && !mask.keep(at)) return kernel::masked_score<A>;
   x = score(x, at);
-  if constexpr (attn::HasBias<M>) x += static_cast<A>(mask.bias(at));
+  if constexpr (attn::detail::HasBias<M>) x += static_cast<A>(mask.bias(at));
   return x;
 }
 
