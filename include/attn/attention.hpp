@@ -60,7 +60,7 @@ struct AttentionOutputs {
 
 namespace attn::detail {
 
-/// The letters of the design: batch, query heads, key/value heads, queries, keys, head size of q and k, and of v.
+/// Batch, query heads, key/value heads, queries, keys, head size of q and k, and of v.
 struct AttentionSizes {
   Index B, H, G, S, T, D, Dv;
 };

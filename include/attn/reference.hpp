@@ -11,7 +11,8 @@ namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 namespace reference {
 
-/// attn::scaled_dot_product_attention_into, by definition. Same arguments, same results, same errors.
+/// attn::scaled_dot_product_attention_into, by definition. Same arguments, same results, same errors. One function of more
+/// than 40 lines, since it is meant to be read as a whole.
 template <Scalar T, Mask M, class F>
 void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<const T, 4> q, View<const T, 4> k,
                                        View<const T, 4> v, const M& mask, const F& score,

@@ -55,16 +55,7 @@ class RowSource {
     if constexpr (!is_converted<Storage>) {
       if (!shape_.copied) return {first_ + begin * shape_.stride, shape_.stride};
     }
-    Slot& slot = slot_of(step_begin);
-    if (slot.step_begin != step_begin) slot = {step_begin, 0};
-    A* const copy = copy_of(step_begin);
-    const std::uint64_t asked = row_bits(begin - step_begin, end - begin);
-    for (std::uint64_t missing = 0; (missing = asked & ~slot.copied) != 0;) {
-      const Index first = std::countr_zero(missing), count = std::countr_one(missing >> first);
-      load(copy + first * shape_.width, step_begin + first, step_begin + first + count);
-      slot.copied |= row_bits(first, count);
-    }
-    return {copy + (begin - step_begin) * shape_.width, shape_.width};
+    return copied_rows(step_begin, begin, end);
   }
   /// Rows of the step at `step_begin` to prefetch, `count` of them from `begin` on: the copies, if there are any.
   [[nodiscard]] Prefetch ahead(Index step_begin, Index begin, Index count) const {
@@ -86,6 +77,20 @@ class RowSource {
   /// The bits of `count` rows from the step's row `first` on; at least one.
   [[nodiscard]] static std::uint64_t row_bits(Index first, Index count) {
     return ~std::uint64_t{0} >> (64 - count) << first;
+  }
+
+  /// The same rows out of scratch memory, where those that are missing are loaded first.
+  [[gnu::noinline]] Rows copied_rows(Index step_begin, Index begin, Index end) {
+    Slot& slot = slot_of(step_begin);
+    if (slot.step_begin != step_begin) slot = {step_begin, 0};
+    A* const copy = copy_of(step_begin);
+    const std::uint64_t asked = row_bits(begin - step_begin, end - begin);
+    for (std::uint64_t missing = 0; (missing = asked & ~slot.copied) != 0;) {
+      const Index first = std::countr_zero(missing), count = std::countr_one(missing >> first);
+      load(copy + first * shape_.width, step_begin + first, step_begin + first + count);
+      slot.copied |= row_bits(first, count);
+    }
+    return {copy + (begin - step_begin) * shape_.width, shape_.width};
   }
 
   [[nodiscard]] Index slot_index(Index step_begin) const { return step_begin / shape_.step % shape_.slots; }

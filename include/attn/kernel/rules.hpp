@@ -31,12 +31,9 @@ struct Trimmed {
   bool masked;  ///< the mask keeps only some of the block
 };
 
-/// Cuts keys off both ends of a block while the mask calls them empty, by bisection: padding is never read, and a causal
-/// block ends at the last key that a query of it sees.
+/// Cuts keys off both ends of a block that the mask keeps in part, by bisection.
 template <class A>
-[[nodiscard, gnu::noinline]] Trimmed trim(const Rules<A>& rules, const Block& block) {
-  const Coverage coverage = rules.cover(rules, block);
-  if (coverage != Coverage::mixed) return {block, coverage == Coverage::empty, false};
+[[nodiscard, gnu::noinline]] Trimmed bisect(const Rules<A>& rules, const Block& block) {
   const auto is_empty = [&](std::int32_t first_key, std::int32_t last_key) {
     Block part = block;
     part.first.key = first_key, part.last.key = last_key;
@@ -62,6 +59,15 @@ template <class A>
   Trimmed rest{block, low > last, true};
   rest.block.first.key = low, rest.block.last.key = last;
   return rest;
+}
+
+/// Cuts keys off both ends of a block while the mask calls them empty: padding is never read, and a causal block ends at
+/// the last key that a query of it sees.
+template <class A>
+[[nodiscard]] Trimmed trim(const Rules<A>& rules, const Block& block) {
+  const Coverage coverage = rules.cover(rules, block);
+  if (coverage == Coverage::mixed) return bisect(rules, block);
+  return {block, coverage == Coverage::empty, false};
 }
 
 }  // namespace ATTN_UNIT_FLAGS

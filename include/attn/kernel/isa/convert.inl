@@ -48,8 +48,8 @@ __attribute__((noinline)) void convert(To* to, const From* from, Index n) {
   Index i = 0;
   for (; i + step <= n; i += step) store(to + i, load(from + i));
   if (i < n) {
-    From in[std::size_t{step}] = {};
-    To out[std::size_t{step}];
+    alignas(64) From in[std::size_t{step}] = {};
+    alignas(64) To out[std::size_t{step}];
     __builtin_memcpy(in, from + i, static_cast<std::size_t>(n - i) * sizeof(From));
     store(out, load(in));
     __builtin_memcpy(to + i, out, static_cast<std::size_t>(n - i) * sizeof(To));

@@ -41,7 +41,7 @@ __attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index r
           for (int i = 0; i < R; ++i) sum[i * K + j] += load(row[i] + d) * y;
         }
       }
-      A sums[std::size_t{n}];
+      alignas(64) A sums[std::size_t{n}];
       store(sums, sum_lanes<A>(sum) * scale);
       for (Index i = 0; i < R && r + i < rows; ++i)
         __builtin_memcpy(s + (r + i) * s_row + t, sums + i * K, K * sizeof(A));

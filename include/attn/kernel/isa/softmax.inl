@@ -87,7 +87,7 @@ ATTN_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
 /// The sum of the lanes, in pairs of pairs: half the error of one after the other.
 template <class A>
 ATTN_INLINE A sum_of(Vec<A> v) {
-  A lane[lanes<A>];
+  alignas(64) A lane[lanes<A>];
   store(lane, v);
   for (int n = lanes<A> / 2; n > 0; n /= 2)
     for (int i = 0; i < n; ++i) lane[i] += lane[i + n];

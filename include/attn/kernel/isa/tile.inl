@@ -8,7 +8,8 @@ template <class A>
 inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
-/// loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says.
+/// loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A little over 40 lines, since sums that
+/// pass through another function would leave their registers.
 template <class A, int R, int N>
 __attribute__((noinline)) void tile(const Product<A>& product, const char* prefetch, Index prefetch_mask) {
   const A *a[std::size_t{R}], *b = product.b;

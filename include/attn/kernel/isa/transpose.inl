@@ -39,8 +39,8 @@ __attribute__((noinline)) void transpose_rows(A* to, Index to_row, const T* from
       const T* in = from + row * from_row + column;
       A* out = to + column * to_row + row;
       Index in_row = from_row, out_row = to_row;
-      T edge_in[std::size_t{n * n}];
-      A edge_out[std::size_t{n * n}];
+      alignas(64) T edge_in[std::size_t{n * n}];
+      alignas(64) A edge_out[std::size_t{n * n}];
       if (height < n || width < n) {
         __builtin_memset(static_cast<void*>(edge_in), 0, sizeof edge_in);
         for (Index i = 0; i < height; ++i)
