@@ -33,7 +33,7 @@ TEST(Counting, SeesOtherThreadsAndEveryForm) {
   const auto lane = [](int) {
     ::operator delete(::operator new(8));
     ::operator delete[](::operator new[](8));
-    ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64});
+    ::operator delete (::operator new (64, std::align_val_t{64}), std::align_val_t{64});
     ::operator delete[](::operator new[](64, std::align_val_t{64}), std::align_val_t{64});
     ::operator delete(::operator new(8, std::nothrow));
     (void)attn::AlignedVector<float>(3);
@@ -99,11 +99,13 @@ TEST_P(SteadyState, AttentionAllocatesNothing) {
   const auto score = [](float s, attn::Position at) { return s - 0.5F * at.distance(); };
   expect_none("plain", [&] { attn::scaled_dot_product_attention_into(y, q, k, v); });
   expect_none("masks, a lambda, dropout", [&] {
-    attn::scaled_dot_product_attention_into(y, q, k, v, attn::Causal{} & attn::Padding(lengths), score, {.dropout = 0.1});
+    attn::scaled_dot_product_attention_into(y, q, k, v, attn::Causal{} & attn::Padding(lengths), score,
+                                            {.dropout = 0.1});
   });
   expect_none("additive mask", [&] { attn::scaled_dot_product_attention_into(y, q, k, v, bias); });
   expect_none("all outputs", [&] {
-    const attn::AttentionOutputs<float> out{attn::View<float, 4>(y), attn::View<float, 3>(lse), attn::View<float, 4>(weights)};
+    const attn::AttentionOutputs<float> out{attn::View<float, 4>(y), attn::View<float, 3>(lse),
+                                            attn::View<float, 4>(weights)};
     attn::scaled_dot_product_attention_into(out, q, k, v, attn::Causal{});
   });
 }
@@ -115,8 +117,11 @@ TEST_P(SteadyState, AttentionOfFewQueriesAllocatesNothing) {
 }
 
 attn::LlamaAttention<float> module() {
-  return attn::LlamaAttention<float>(attn::LlamaAttentionConfig{
-      .hidden_size = 256, .num_attention_heads = 8, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}, .window = 600});
+  return attn::LlamaAttention<float>(attn::LlamaAttentionConfig{.hidden_size = 256,
+                                                                .num_attention_heads = 8,
+                                                                .num_key_value_heads = 2,
+                                                                .rotary = attn::RotaryConfig{},
+                                                                .window = 600});
 }
 
 TEST_P(SteadyState, AModuleAllocatesNothing) {

@@ -29,7 +29,8 @@ Tensor<float, 4> numbers(Index heads, Index rows, Index size, Index step) {
 
 TEST(AttentionMemory, GrowsByLessThan64MegabytesBeyondInputsAndOutput) {
   constexpr Index heads = 8, length = 4096, size = 64;  // 8 MB each; the scores would be 512 MB
-  const auto q = numbers(heads, length, size, 7), k = numbers(heads, length, size, 11), v = numbers(heads, length, size, 13);
+  const auto q = numbers(heads, length, size, 7), k = numbers(heads, length, size, 11),
+             v = numbers(heads, length, size, 13);
   Tensor<float, 4> y(1, heads, length, size);
   y.setZero();
   const double before = peak();

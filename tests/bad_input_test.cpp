@@ -161,7 +161,8 @@ TEST_F(BadInput, RefusesMoreElementsThanMemoryCanHold) {
   const auto result = [](const auto& q_, const auto& k_, const auto& v_, bool with_weights) {
     AttentionOptions options;
     options.weights = with_weights;
-    return error_of([&] { static_cast<void>(attn::scaled_dot_product_attention(q_, k_, v_, NoMask{}, NoScore{}, options)); });
+    return error_of(
+        [&] { static_cast<void>(attn::scaled_dot_product_attention(q_, k_, v_, NoMask{}, NoScore{}, options)); });
   };
   EXPECT_TRUE(reads(result(repeated(many, many, 4), repeated(1, 5, 4), repeated(1, 5, 8), false),
                     {"[attn::Tensor] shape", "memory can hold", "got [1,1073741824,1073741824,8]"}));
@@ -194,7 +195,8 @@ TEST_F(BadInput, RefusesAnOutputThatSharesMemoryWithAnInput) {
   EXPECT_TRUE(shares(q6, q6, "q"));
   EXPECT_TRUE(shares(View<float, 4>(v.data(), {2, 2, 3, 6}), View<const float, 4>(output.data(), {2, 2, 3, 6}), "v"));
   EXPECT_TRUE(shares(View<float, 4>(k6.data(), {2, 2, 3, 6}), View<const float, 4>(output.data(), {2, 2, 3, 6}), "k"));
-  EXPECT_TRUE(shares(View<float, 4>(k6.data() + 59, {2, 2, 1, 6}), View<const float, 4>(output.data(), {2, 2, 1, 6}), "k"));
+  EXPECT_TRUE(
+      shares(View<float, 4>(k6.data() + 59, {2, 2, 1, 6}), View<const float, 4>(output.data(), {2, 2, 1, 6}), "k"));
   EXPECT_TRUE(untouched(k6) && untouched(q6));
 }
 TEST_F(BadInput, RefusesOutputsThatShareMemoryWithEachOther) {
@@ -205,8 +207,9 @@ TEST_F(BadInput, RefusesOutputsThatShareMemoryWithEachOther) {
   };
   EXPECT_TRUE(refused({y, View<float, 3>(memory.data() + 143, {2, 4, 3}), {}}, "log_sum_exp", "output"));
   EXPECT_TRUE(refused({y, log_sum_exp, View<float, 4>(memory.data() + 100, {2, 4, 3, 5})}, "weights", "output"));
-  EXPECT_TRUE(refused({output, View<float, 3>(memory.data() + 20, {2, 4, 3}), View<float, 4>(memory.data(), {2, 4, 3, 5})},
-                      "weights", "log_sum_exp"));
+  EXPECT_TRUE(
+      refused({output, View<float, 3>(memory.data() + 20, {2, 4, 3}), View<float, 4>(memory.data(), {2, 4, 3, 5})},
+              "weights", "log_sum_exp"));
   EXPECT_TRUE(std::all_of(memory.begin(), memory.end(), [](float x) { return x == 42.F; }));
   const AttentionOutputs<float> beside{y, View<float, 3>(memory.data() + 144, {2, 4, 3}),
                                        View<float, 4>(memory.data() + 168, {2, 4, 3, 5})};
@@ -216,8 +219,8 @@ TEST_F(BadInput, RefusesOutputsThatShareMemoryWithEachOther) {
 TEST_F(BadInput, TheReferenceRefusesSharedMemoryToo) {
   const View<float, 4> onto_v(v.data(), {2, 4, 1, 6});
   const auto text = error_of([&] {
-    attn::reference::scaled_dot_product_attention_into<float>({onto_v, {}, {}}, View<const float, 4>(q.data(), {2, 4, 1, 8}), k, v,
-                                                              NoMask{}, NoScore{}, {});
+    attn::reference::scaled_dot_product_attention_into<float>(
+        {onto_v, {}, {}}, View<const float, 4>(q.data(), {2, 4, 1, 8}), k, v, NoMask{}, NoScore{}, {});
   });
   EXPECT_TRUE(reads(text, {fn, "output", "memory of its own", "also v"}));
 }
@@ -268,7 +271,8 @@ TEST_F(BadInput, RefusesAScaleThatScoresCannotHold) {
 }
 TEST(BadScale, IsLargerForDoubleThanForFloat) {
   const auto x = filled<double, 4>({1, 1, 2, 3}, 0.0);
-  EXPECT_NO_THROW(static_cast<void>(attn::scaled_dot_product_attention(x, x, x, NoMask{}, NoScore{}, {.scale = 1e300})));
+  EXPECT_NO_THROW(
+      static_cast<void>(attn::scaled_dot_product_attention(x, x, x, NoMask{}, NoScore{}, {.scale = 1e300})));
 }
 TEST_F(BadInput, RefusesAQueryStartOfAnotherLength) {
   const std::array<Index, 3> start{1, 2, 3};
@@ -279,8 +283,8 @@ TEST_F(BadInput, RefusesAQueryStartOfAnotherLength) {
 }
 TEST_F(BadInput, RefusesAQueryStartBeyond2ToThe30) {
   AttentionOptions options;
-  for (const Index far : {(Index{1} << 30) + 1, Index{1} << 40, -(Index{1} << 30) - 1, std::numeric_limits<Index>::min(),
-                          std::numeric_limits<Index>::max()}) {
+  for (const Index far : {(Index{1} << 30) + 1, Index{1} << 40, -(Index{1} << 30) - 1,
+                          std::numeric_limits<Index>::min(), std::numeric_limits<Index>::max()}) {
     const std::array<Index, 2> start{0, far};
     options.query_start = start;
     EXPECT_TRUE(reads(refusal(NoMask{}, NoScore{}, options),

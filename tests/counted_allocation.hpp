@@ -9,8 +9,8 @@
 
 #define EIGEN_RUNTIME_NO_MALLOC  // Eigen's own allocations ask is_malloc_allowed() through eigen_assert
 #undef eigen_assert
-#define eigen_assert(condition) \
-  do {                          \
+#define eigen_assert(condition)                                            \
+  do {                                                                     \
     if (!(condition)) throw std::logic_error("eigen_assert: " #condition); \
   } while (false)
 
@@ -34,8 +34,12 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 // free() meet operator new and warn of a mismatch.
 void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
 void* operator new[](std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
-void* operator new[](std::size_t bytes, std::align_val_t alignment) { return allocate(bytes, static_cast<std::size_t>(alignment)); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<std::size_t>(alignment));
+}
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
   try {
     return operator new(bytes);

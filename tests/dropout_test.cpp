@@ -38,7 +38,8 @@ TEST(Dropout, DropsAtItsRateAndScalesTheRest) {
       dropped += y(i) == 0.F;
       ASSERT_TRUE(y(i) == 0.F || y(i) == static_cast<float>(1.0 / (1.0 - p)));
     }
-    EXPECT_NEAR(static_cast<double>(dropped) / static_cast<double>(n), p, 5.0 * std::sqrt(p * (1 - p) / static_cast<double>(n)));
+    EXPECT_NEAR(static_cast<double>(dropped) / static_cast<double>(n), p,
+                5.0 * std::sqrt(p * (1 - p) / static_cast<double>(n)));
   }
 }
 

@@ -19,7 +19,8 @@ TEST(Error, IsThrownOnlyWhereWhatIsRequiredDoesNotHold) { EXPECT_NO_THROW(attn::
 
 TEST(Error, TextNamesTheFunctionWhatWasExpectedAndWhatCame) {
   const std::array<attn::Index, 3> shape{2, 7, 48};
-  EXPECT_EQ(text_of("input, expected ", 32, ", got ", attn::Shape(shape)), "[attn::fn] input, expected 32, got [2,7,48]");
+  EXPECT_EQ(text_of("input, expected ", 32, ", got ", attn::Shape(shape)),
+            "[attn::fn] input, expected 32, got [2,7,48]");
 }
 
 TEST(Error, ShapesOfAnyRankArePrinted) {

@@ -110,7 +110,8 @@ TEST(DefaultExecutor, HasAsManyThreadsAsTheEnvironmentSays) {
 
 TEST(DefaultExecutor, RefusesAThreadCountThatIsNotPositive) {
   for (const char* value : {"0", "-2", "two", "3x", " 3", "2.5", "99999999999999999999"})
-    EXPECT_TRUE(attn_test::reads(default_executor_with(value), {"[attn::default_executor] ATTN_NUM_THREADS", "positive", "got ", value}));
+    EXPECT_TRUE(attn_test::reads(default_executor_with(value),
+                                 {"[attn::default_executor] ATTN_NUM_THREADS", "positive", "got ", value}));
 }
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -584,8 +585,8 @@ TEST(ForEachTask, PassesAnExceptionToTheCaller) {
   attn::EigenExecutor eigen(threads);
   SerialExecutor serial;
   Backwards backwards;
-  for (Executor* executor : {static_cast<Executor*>(&pool), static_cast<Executor*>(&eigen), static_cast<Executor*>(&serial),
-                             static_cast<Executor*>(&backwards)}) {
+  for (Executor* executor : {static_cast<Executor*>(&pool), static_cast<Executor*>(&eigen),
+                             static_cast<Executor*>(&serial), static_cast<Executor*>(&backwards)}) {
     const UseExecutor use(*executor);
     for (const Index bad : {0, 17, 99}) {
       try {
@@ -693,7 +694,8 @@ attn::LlamaAttention<float> training_module() {  // with both dropouts
 TEST(ThreadCount, DoesNotChangeABitOfAModule) {
   const auto module = training_module();
   const auto x = random_tensor<float, 3>({2, 277, 96}, 1);
-  expect_same_on_all([&] { return attn::LlamaAttention<float>(module).forward(x, attn::Causal{}); });  // each its first call
+  expect_same_on_all(
+      [&] { return attn::LlamaAttention<float>(module).forward(x, attn::Causal{}); });  // each its first call
 }
 
 // With few heads and many keys, threads share the keys of a head.

@@ -213,8 +213,8 @@ TYPED_TEST(ExpOf, FarBelowIsZero) {
   using A = TypeParam;
   const A end = std::is_same_v<A, float> ? A(-87.34) : A(-708.4);
   for (const auto& [name, exp] : all_exps<A>())
-    for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(), attn::kernel::masked_score<A>,
-                      -std::numeric_limits<A>::infinity()}) {
+    for (const A x : {end, end * 2, end * 1000, A(-1e30), std::numeric_limits<A>::lowest(),
+                      attn::kernel::masked_score<A>, -std::numeric_limits<A>::infinity()}) {
       const A y = one<A>(exp, x);
       EXPECT_TRUE(y == A{0} && !std::signbit(y)) << name << ", " << x << ": " << y;
     }

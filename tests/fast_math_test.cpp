@@ -25,12 +25,13 @@ using attn::Index;
 using attn::Tensor;
 
 template <class T>
-using Word = std::conditional_t<sizeof(T) == 8, std::uint64_t, std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
+using Word =
+    std::conditional_t<sizeof(T) == 8, std::uint64_t, std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
 
 /// The bits of infinity: all of the exponent, nothing else.
 template <class T>
-constexpr Word<T> exponent_bits = std::is_same_v<T, double>  ? static_cast<Word<T>>(0x7FF0000000000000U)
-                                  : std::is_same_v<T, float> ? static_cast<Word<T>>(0x7F800000U)
+constexpr Word<T> exponent_bits = std::is_same_v<T, double>        ? static_cast<Word<T>>(0x7FF0000000000000U)
+                                  : std::is_same_v<T, float>       ? static_cast<Word<T>>(0x7F800000U)
                                   : std::is_same_v<T, Eigen::half> ? static_cast<Word<T>>(0x7C00U)
                                                                    : static_cast<Word<T>>(0x7F80U);
 template <class T>
@@ -68,7 +69,10 @@ T minus_infinity() {
 
 /// How far a result may be off, in parts of 1.
 template <class T>
-constexpr double bar = std::is_same_v<T, double> ? 1e-13 : std::is_same_v<T, float> ? 3e-6 : std::is_same_v<T, Eigen::half> ? 4e-3 : 3e-2;
+constexpr double bar = std::is_same_v<T, double>        ? 1e-13
+                       : std::is_same_v<T, float>       ? 3e-6
+                       : std::is_same_v<T, Eigen::half> ? 4e-3
+                                                        : 3e-2;
 
 template <class T>
 double number(T x) {
@@ -190,7 +194,8 @@ TYPED_TEST(FastMath, KeepsTypedMasks) {
         const Index query = keys - S + s;
         return t <= query && t > query - 20;
       });
-      p.expect(p.run(attn::KeepMask(allowed) & attn::Padding(length)), [&](Index s, Index t) { return allowed(s, t) && t < keys - 3; });
+      p.expect(p.run(attn::KeepMask(allowed) & attn::Padding(length)),
+               [&](Index s, Index t) { return allowed(s, t) && t < keys - 3; });
     }
   });
 }
@@ -217,8 +222,10 @@ TYPED_TEST(FastMath, KeepsNanInItsOwnRow) {
       p.q(0, 0, bad, 1) = nan<T>();
       const auto got = p.run(attn::NoMask{});
       for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "row " << bad << " of " << S;
-      ASSERT_TRUE(is_nan(got.log_sum_exp(0, 0, bad))) << "row " << bad << " of " << S << ": " << number(got.log_sum_exp(0, 0, bad));
-      p.expect(got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
+      ASSERT_TRUE(is_nan(got.log_sum_exp(0, 0, bad)))
+          << "row " << bad << " of " << S << ": " << number(got.log_sum_exp(0, 0, bad));
+      p.expect(
+          got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
     }
   });
 }
@@ -234,8 +241,10 @@ TYPED_TEST(FastMath, KeepsNanOfASingleScore) {
         mask.setZero();
         mask(bad, at) = nan<T>();
         const auto got = p.run(mask);
-        for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "key " << at << " of " << keys << ", " << S << " queries";
-        p.expect(got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
+        for (Index d = 0; d < 3; ++d)
+          ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "key " << at << " of " << keys << ", " << S << " queries";
+        p.expect(
+            got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
       }
     }
   });
@@ -296,7 +305,11 @@ TYPED_TEST(FastMath, KeepsTheAccuracyOfExp) {
       const auto y = attn::Softmax<T>().forward(x);
       const double exact = std::exp(number(x(1)));
       constexpr bool is_float = std::is_same_v<T, float>, is_double = std::is_same_v<T, double>;
-      ASSERT_NEAR(number(y(1)) / number(y(0)) / exact, 1.0, is_double ? 1e-15 : is_float ? 4e-7 : bar<T>) << number(x(1));
+      ASSERT_NEAR(number(y(1)) / number(y(0)) / exact, 1.0,
+                  is_double  ? 1e-15
+                  : is_float ? 4e-7
+                             : bar<T>)
+          << number(x(1));
     }
   });
 }
@@ -351,7 +364,8 @@ bool refuses(const Call& call) {
 
 TEST(FastMathChecks, RefuseADropoutThatIsNoProbability) {
   const Problem<float> p(2, 3);
-  for (const double bad : {nan<double>(), -nan<double>(), minus_infinity<double>(), -minus_infinity<double>(), -0.1, 1.5})
+  for (const double bad :
+       {nan<double>(), -nan<double>(), minus_infinity<double>(), -minus_infinity<double>(), -0.1, 1.5})
     EXPECT_TRUE(refuses([&] {
       (void)attn::scaled_dot_product_attention(p.q, p.k, p.v, attn::NoMask{}, attn::NoScore{}, {.dropout = bad});
     })) << bits(bad);
@@ -366,7 +380,8 @@ bool refuses_scale(double scale) {
 }
 TEST(FastMathChecks, RefuseAScaleThatIsNotFinite) {
   for (const double bad : {nan<double>(), minus_infinity<double>(), -minus_infinity<double>()})
-    EXPECT_TRUE(refuses_scale<float>(bad) && refuses_scale<double>(bad) && refuses_scale<Eigen::half>(bad)) << bits(bad);
+    EXPECT_TRUE(refuses_scale<float>(bad) && refuses_scale<double>(bad) && refuses_scale<Eigen::half>(bad))
+        << bits(bad);
   EXPECT_TRUE(refuses_scale<float>(1e300));
   EXPECT_FALSE(refuses_scale<double>(1e300));
 }
@@ -438,7 +453,8 @@ TYPED_TEST(FastMath, KeepsNanOfASingleScoreInTheReference) {
     mask(1, at) = nan<T>();
     const auto got = by_reference(p, attn::AdditiveMask(mask));
     for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, 1, d))) << "key " << at;
-    p.expect(got, [](Index, Index) { return true; }, [](Index s) { return s == 1; });
+    p.expect(
+        got, [](Index, Index) { return true; }, [](Index s) { return s == 1; });
   }
 }
 

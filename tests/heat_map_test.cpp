@@ -50,7 +50,8 @@ bool well_formed(const std::string& xml) {
       open.pop_back();
     }
   }
-  return open.empty() && count(xml, "&") == count(xml, "&amp;") + count(xml, "&lt;") + count(xml, "&gt;") + count(xml, "&quot;");
+  return open.empty() &&
+         count(xml, "&") == count(xml, "&amp;") + count(xml, "&lt;") + count(xml, "&gt;") + count(xml, "&quot;");
 }
 
 TEST(HeatMap, SplitsWordsAtSpacesAndChineseIntoCharacters) {
@@ -73,10 +74,12 @@ TEST(HeatMap, CountsColumnsNotBytes) {
 TEST(HeatMap, ReplacesMalformedUtf8AndDropsControls) {
   const std::string bad = "\xEF\xBF\xBD";  // U+FFFD
   EXPECT_EQ(heat_map::escape("\xFFok"), bad + "ok");
-  EXPECT_EQ(heat_map::escape("\xC3"), bad);                        // cut short
-  EXPECT_EQ(heat_map::escape("\xC0\xAF"), bad + bad);              // overlong
-  EXPECT_EQ(heat_map::escape("\xED\xA0\x80"), bad + bad + bad);    // half a surrogate pair
-  EXPECT_EQ(heat_map::escape("a\x01" "b\x7F"), "ab");
+  EXPECT_EQ(heat_map::escape("\xC3"), bad);                      // cut short
+  EXPECT_EQ(heat_map::escape("\xC0\xAF"), bad + bad);            // overlong
+  EXPECT_EQ(heat_map::escape("\xED\xA0\x80"), bad + bad + bad);  // half a surrogate pair
+  EXPECT_EQ(heat_map::escape("a\x01"
+                             "b\x7F"),
+            "ab");
   EXPECT_EQ(heat_map::escape("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
 }
 

@@ -105,7 +105,8 @@ TEST(Environment, RefusesInstructionSetsThatThisCpuLacks) {
   if (missing_isas().empty()) GTEST_SKIP() << "this CPU has them all";
   for (const Isa isa : missing_isas()) {
     const std::string name(isa_name(isa));
-    EXPECT_TRUE(reads(with_environment(name.c_str(), first_call), {"[attn::active_isa] ", "this CPU has", "got ", name}));
+    EXPECT_TRUE(
+        reads(with_environment(name.c_str(), first_call), {"[attn::active_isa] ", "this CPU has", "got ", name}));
   }
 }
 
@@ -165,7 +166,8 @@ TEST(SupportedIsas, AreTheBaselineAloneOffX86) { EXPECT_EQ(attn::supported_isas(
 #endif
 
 TEST(IsaName, IsWhatTheEnvironmentTakes) {
-  static_assert(isa_name(Isa::baseline) == "baseline" && isa_name(Isa::avx2) == "avx2" && isa_name(Isa::avx512) == "avx512");
+  static_assert(isa_name(Isa::baseline) == "baseline" && isa_name(Isa::avx2) == "avx2" &&
+                isa_name(Isa::avx512) == "avx512");
 }
 
 TEST(SetActiveIsa, TakesEffectInAllThreads) {
@@ -208,10 +210,10 @@ template <class T>
 class OnAllIsas : public testing::Test {
  protected:
   // Some units in the last place of sums of a hundred terms; one more of the storage type.
-  static constexpr double bar = std::is_same_v<T, double>            ? 1e-14
-                                : std::is_same_v<T, float>           ? 4e-6
-                                : std::is_same_v<T, Eigen::half>     ? 0x1p-10
-                                                                     : 0x1p-7;
+  static constexpr double bar = std::is_same_v<T, double>        ? 1e-14
+                                : std::is_same_v<T, float>       ? 4e-6
+                                : std::is_same_v<T, Eigen::half> ? 0x1p-10
+                                                                 : 0x1p-7;
 };
 using Types = testing::Types<float, double, Eigen::half, Eigen::bfloat16>;
 TYPED_TEST_SUITE(OnAllIsas, Types);
@@ -256,7 +258,8 @@ TEST(OnAllIsas, DropoutDropsTheSameWeights) {
   for (const Isa isa : attn::supported_isas()) {
     attn::set_active_isa(isa);
     const auto weights = attn::scaled_dot_product_attention(q, k, k, attn::NoMask{}, attn::NoScore{},
-                                                            {.dropout = 0.3, .seed = 7, .weights = true}).weights;
+                                                            {.dropout = 0.3, .seed = 7, .weights = true})
+                             .weights;
     std::vector<bool> dropped;
     for (Index i = 0; i < weights.size(); ++i) dropped.push_back(weights.data()[i] == 0.F);
     if (isa == Isa::baseline) expected = dropped;

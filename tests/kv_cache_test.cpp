@@ -14,7 +14,8 @@ constexpr Index B = 3, G = 2, D = 5, Dv = 4;
 struct Tokens {
   Tensor<float, 4> keys, values;
   explicit Tokens(Index count, unsigned seed)
-      : keys(random_tensor<float, 4>({B, G, count, D}, seed)), values(random_tensor<float, 4>({B, G, count, Dv}, seed + 1000)) {}
+      : keys(random_tensor<float, 4>({B, G, count, D}, seed)),
+        values(random_tensor<float, 4>({B, G, count, Dv}, seed + 1000)) {}
 };
 
 /// Everything that the cache shows of each sequence: what a test compares before and after.
@@ -58,8 +59,10 @@ TEST(KvCache, AppendsTokensAfterThoseItHolds) {
     EXPECT_EQ(cache.length(b), 4);
     for (Index g = 0; g < G; ++g)
       for (Index t = 0; t < 4; ++t) {
-        for (Index d = 0; d < D; ++d) EXPECT_EQ(keys(b, g, t, d), t < 3 ? first.keys(b, g, t, d) : second.keys(b, g, 0, d));
-        for (Index d = 0; d < Dv; ++d) EXPECT_EQ(values(b, g, t, d), t < 3 ? first.values(b, g, t, d) : second.values(b, g, 0, d));
+        for (Index d = 0; d < D; ++d)
+          EXPECT_EQ(keys(b, g, t, d), t < 3 ? first.keys(b, g, t, d) : second.keys(b, g, 0, d));
+        for (Index d = 0; d < Dv; ++d)
+          EXPECT_EQ(values(b, g, t, d), t < 3 ? first.values(b, g, t, d) : second.values(b, g, 0, d));
       }
   }
 }
@@ -135,7 +138,8 @@ TEST(KvCache, RefusesOverflowAndStaysUnchanged) {
   cache.append(tokens.keys, tokens.values);
   cache.roll_back(0, 2);  // one sequence has room, the others have not
   const auto before = contents(cache);
-  expect_error([&] { cache.append(two.keys, two.values); }, {"[attn::KvCache::append]", "room for 2 more", "got 4 of 5"});
+  expect_error([&] { cache.append(two.keys, two.values); },
+               {"[attn::KvCache::append]", "room for 2 more", "got 4 of 5"});
   EXPECT_EQ(contents(cache), before);
 }
 
@@ -144,10 +148,14 @@ TEST(KvCache, RefusesWrongShapesAndStaysUnchanged) {
   const Tokens tokens(2, 1), three(3, 2);
   cache.append(tokens.keys, tokens.values);
   const auto before = contents(cache);
-  expect_error([&] { cache.append(tokens.values, tokens.values); }, {"[attn::KvCache::append] keys", "expected [3,2,2,5]", "got [3,2,2,4]"});
-  expect_error([&] { cache.append(tokens.keys, tokens.keys); }, {"[attn::KvCache::append] values", "expected [3,2,2,4]", "got [3,2,2,5]"});
-  expect_error([&] { cache.append(three.keys, tokens.values); }, {"[attn::KvCache::append] values", "expected [3,2,3,4]", "got [3,2,2,4]"});
-  expect_error([&] { cache.append(Tensor<float, 4>(2, G, 1, D), Tensor<float, 4>(2, G, 1, Dv)); }, {"[attn::KvCache::append] keys", "got [2,2,1,5]"});
+  expect_error([&] { cache.append(tokens.values, tokens.values); },
+               {"[attn::KvCache::append] keys", "expected [3,2,2,5]", "got [3,2,2,4]"});
+  expect_error([&] { cache.append(tokens.keys, tokens.keys); },
+               {"[attn::KvCache::append] values", "expected [3,2,2,4]", "got [3,2,2,5]"});
+  expect_error([&] { cache.append(three.keys, tokens.values); },
+               {"[attn::KvCache::append] values", "expected [3,2,3,4]", "got [3,2,2,4]"});
+  expect_error([&] { cache.append(Tensor<float, 4>(2, G, 1, D), Tensor<float, 4>(2, G, 1, Dv)); },
+               {"[attn::KvCache::append] keys", "got [2,2,1,5]"});
   EXPECT_EQ(contents(cache), before);
 }
 
@@ -185,7 +193,8 @@ TEST(KvCache, MayHaveNoSequencesOrNoCapacity) {
   KvCache<float> none(0, 1, 4, 2), full(1, 1, 0, 2);
   EXPECT_EQ(none.max_length(), 0);
   EXPECT_NO_THROW(none.append(Tensor<float, 4>(0, 1, 2, 2), Tensor<float, 4>(0, 1, 2, 2)));
-  expect_error([&] { full.append(Tensor<float, 4>(1, 1, 1, 2), Tensor<float, 4>(1, 1, 1, 2)); }, {"[attn::KvCache::append]", "0 of 0"});
+  expect_error([&] { full.append(Tensor<float, 4>(1, 1, 1, 2), Tensor<float, 4>(1, 1, 1, 2)); },
+               {"[attn::KvCache::append]", "0 of 0"});
 }
 
 TEST(KvCache, ACopyIsIndependent) {

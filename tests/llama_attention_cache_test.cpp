@@ -33,16 +33,18 @@ LlamaAttention<float> evaluating(LlamaAttentionConfig config) {
 
 std::vector<LlamaAttentionConfig> configurations() {
   const RotaryConfig interleaved{.layout = RotaryLayout::interleaved};
-  return {LlamaAttentionConfig{.num_attention_heads = 6},
-          LlamaAttentionConfig{.num_attention_heads = 6, .num_key_value_heads = 2, .rotary = RotaryConfig{}},
-          LlamaAttentionConfig{.num_attention_heads = 6, .num_key_value_heads = 1, .rotary = interleaved},
-          LlamaAttentionConfig{.num_attention_heads = 6, .window = 5},
-          LlamaAttentionConfig{.num_attention_heads = 4, .num_key_value_heads = 2, .head_dim = 10, .rotary = RotaryConfig{}, .window = 7}};
+  return {
+      LlamaAttentionConfig{.num_attention_heads = 6},
+      LlamaAttentionConfig{.num_attention_heads = 6, .num_key_value_heads = 2, .rotary = RotaryConfig{}},
+      LlamaAttentionConfig{.num_attention_heads = 6, .num_key_value_heads = 1, .rotary = interleaved},
+      LlamaAttentionConfig{.num_attention_heads = 6, .window = 5},
+      LlamaAttentionConfig{
+          .num_attention_heads = 4, .num_key_value_heads = 2, .head_dim = 10, .rotary = RotaryConfig{}, .window = 7}};
 }
 
 /// The output of x, fed to a cache in pieces of these lengths.
-Tensor<float, 3> in_pieces(const LlamaAttention<float>& module, const Tensor<float, 3>& x, const std::vector<Index>& pieces,
-                           KvCache<float>& cache) {
+Tensor<float, 3> in_pieces(const LlamaAttention<float>& module, const Tensor<float, 3>& x,
+                           const std::vector<Index>& pieces, KvCache<float>& cache) {
   Tensor<float, 3> y(x.dimension(0), x.dimension(1), E);
   Index at = 0;
   for (const Index n : pieces) {
@@ -73,7 +75,8 @@ TEST(Cache, GivesTheSameHoweverTheTokensAreSplit) {
     const auto module = evaluating(config);
     const auto x = random_tensor<float, 3>({2, 23, E}, 1);
     const auto expected = module.forward(x, Causal{});
-    for (const std::vector<Index>& pieces : {std::vector<Index>{23}, std::vector<Index>(23, 1), {10, 13}, {1, 20, 2}, {17, 1, 1, 4}}) {
+    for (const std::vector<Index>& pieces :
+         {std::vector<Index>{23}, std::vector<Index>(23, 1), {10, 13}, {1, 20, 2}, {17, 1, 1, 4}}) {
       auto cache = module.make_cache(2, 23);
       EXPECT_LE(max_difference(in_pieces(module, x, pieces, cache), expected), close) << pieces.size() << " pieces";
       EXPECT_EQ(cache.max_length(), 23);
@@ -145,7 +148,8 @@ TEST(Cache, GivesEachSequenceOfARaggedBatchItsOwnResult) {
       const Index n = prompt[static_cast<std::size_t>(b)];
       const auto alone = module.forward(slice(x, b, 0, n + more), Causal{});
       EXPECT_LE(max_difference(slice(of_prompt, b, 0, n), slice(alone, 0, 0, n)), close) << "prompt of " << n;
-      EXPECT_LE(max_difference(slice(of_next, b, 0, more), slice(alone, 0, n, more)), close) << "after a prompt of " << n;
+      EXPECT_LE(max_difference(slice(of_next, b, 0, more), slice(alone, 0, n, more)), close)
+          << "after a prompt of " << n;
       EXPECT_EQ(cache.length(b), n + more);
     }
   }
@@ -184,7 +188,8 @@ TEST(Cache, NeverShowsTokensPastASequencesLength) {
     const Index before = b == 0 ? 3 : 9;
     auto alone = module.make_cache(1, 12);
     (void)module.forward(slice(x, b, 0, before), attn::NoMask{}, alone);
-    EXPECT_LE(max_difference(slice(y, b, 0, 2), module.forward(slice(x, b, 9, 2), attn::NoMask{}, alone)), close) << "sequence " << b;
+    EXPECT_LE(max_difference(slice(y, b, 0, 2), module.forward(slice(x, b, 9, 2), attn::NoMask{}, alone)), close)
+        << "sequence " << b;
   }
 }
 
@@ -200,7 +205,8 @@ TEST(Cache, TakesAnAdditiveMaskOverAllKeysSoFar) {
       if (s < 4 && t < 4) first(s, t) = mask(s, t);
     }
   (void)module.forward(rows_of(x, 0, 4), first, cache);
-  EXPECT_LE(max_difference(module.forward(rows_of(x, 4, 5), second, cache), rows_of(module.forward(x, mask), 4, 5)), close);
+  EXPECT_LE(max_difference(module.forward(rows_of(x, 4, 5), second, cache), rows_of(module.forward(x, mask), 4, 5)),
+            close);
 }
 
 TEST(Cache, GivesWeightsOverAllTokensSoFar) {
@@ -233,7 +239,8 @@ TEST(Cache, DoesNotMixWithAnotherCacheUsedInTurn) {
   const auto a = random_tensor<float, 3>({1, 8, E}, 1), b = random_tensor<float, 3>({1, 8, E}, 2);
   auto cache_a = module.make_cache(1, 8), cache_b = module.make_cache(1, 8);
   for (Index s = 0; s < 8; ++s) {
-    const auto of_a = module.forward(rows_of(a, s, 1), Causal{}, cache_a), of_b = module.forward(rows_of(b, s, 1), Causal{}, cache_b);
+    const auto of_a = module.forward(rows_of(a, s, 1), Causal{}, cache_a),
+               of_b = module.forward(rows_of(b, s, 1), Causal{}, cache_b);
     EXPECT_LE(max_difference(of_a, rows_of(module.forward(a, Causal{}), s, 1)), close);
     EXPECT_LE(max_difference(of_b, rows_of(module.forward(b, Causal{}), s, 1)), close);
   }
@@ -247,7 +254,8 @@ TEST(Cache, RefusesOverflowAndStaysUnchanged) {
   auto cache = module.make_cache(2, 8);
   (void)module.forward(x, Causal{}, cache);
   const auto before = contents(cache);
-  expect_error([&] { return module.forward(x, Causal{}, cache); }, {"[attn::KvCache::append] capacity", "room for 5", "got 5 of 8"});
+  expect_error([&] { return module.forward(x, Causal{}, cache); },
+               {"[attn::KvCache::append] capacity", "room for 5", "got 5 of 8"});
   EXPECT_EQ(contents(cache), before);
   EXPECT_NO_THROW((void)module.forward(rows_of(x, 0, 3), Causal{}, cache));
 }
@@ -264,8 +272,10 @@ TEST(Cache, RefusalUsesUpNoCallOfDropout) {
 TEST(Cache, OfTheWrongShapeIsRefused) {
   const auto module = evaluating({.num_attention_heads = 6, .num_key_value_heads = 2});
   const auto x = random_tensor<float, 3>({2, 5, E}, 1);
-  for (KvCache<float> cache : {KvCache<float>(3, 2, 8, 8), KvCache<float>(2, 6, 8, 8), KvCache<float>(2, 2, 8, 4), KvCache<float>(2, 2, 8, 8, 4)}) {
-    expect_error([&] { return module.forward(x, Causal{}, cache); }, {"[attn::LlamaAttention::forward] cache", "expected [2,2,8,8]", "got ["});
+  for (KvCache<float> cache : {KvCache<float>(3, 2, 8, 8), KvCache<float>(2, 6, 8, 8), KvCache<float>(2, 2, 8, 4),
+                               KvCache<float>(2, 2, 8, 8, 4)}) {
+    expect_error([&] { return module.forward(x, Causal{}, cache); },
+                 {"[attn::LlamaAttention::forward] cache", "expected [2,2,8,8]", "got ["});
     EXPECT_EQ(cache.max_length(), 0);
   }
 }
@@ -287,7 +297,9 @@ TEST(Cache, IsUnchangedByAnExceptionOfAUsersMask) {
   auto cache = module.make_cache(2, 200);
   (void)module.forward(x, Causal{}, cache);
   const auto before = contents(cache);
-  const auto failing = [](attn::Position at) -> bool { return at.key == 107 ? throw std::runtime_error("mine") : true; };
+  const auto failing = [](attn::Position at) -> bool {
+    return at.key == 107 ? throw std::runtime_error("mine") : true;
+  };
   EXPECT_THROW((void)module.forward(x, failing, cache), std::runtime_error);
   EXPECT_EQ(contents(cache), before);
 }

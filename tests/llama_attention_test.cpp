@@ -28,7 +28,7 @@ using attn_test::plain_module;
 using attn_test::random_tensor;
 using attn_test::same_bits;
 
-/// A user's own: whoever stands at an odd position is seen by nobody but itself.
+/// A user's own mask: a key at an odd position is seen by its own query alone.
 struct EvenKeys {
   bool operator()(Position at) const { return at.key % 2 == 0 || at.key == at.query; }
 };

@@ -33,7 +33,8 @@ TEST(Counting, SeesEveryAllocation) {
               delete sink;
             }),
             1);
-  EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64}); }), 1);
+  EXPECT_EQ(allocations_of([] { ::operator delete (::operator new (64, std::align_val_t{64}), std::align_val_t{64}); }),
+            1);
   Eigen::internal::set_is_malloc_allowed(false);
   EXPECT_THROW((Tensor<float, 1>(3)), std::logic_error);
   Eigen::internal::set_is_malloc_allowed(true);
@@ -55,7 +56,8 @@ TEST(AlignedVector, HoldsWhatItWasGiven) {
 }
 
 TEST(AlignedVector, RefusesMoreThanMemoryCanHold) {
-  EXPECT_THROW((void)attn::detail::AlignedAllocator<double>().allocate(static_cast<std::size_t>(-1) / 4), std::bad_array_new_length);
+  EXPECT_THROW((void)attn::detail::AlignedAllocator<double>().allocate(static_cast<std::size_t>(-1) / 4),
+               std::bad_array_new_length);
 }
 
 TEST(Workspace, GivesAlignedMemoryThatDoesNotOverlap) {
@@ -211,8 +213,8 @@ TEST(SteadyState, LinearSoftmaxAndDropoutAllocateNothing) {
 }
 
 TEST(SteadyState, AModuleAllocatesNothing) {
-  attn::LlamaAttention<float> module(
-      attn::LlamaAttentionConfig{.hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
+  attn::LlamaAttention<float> module(attn::LlamaAttentionConfig{
+      .hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
   const auto x = random_tensor<float, 3>({2, 40, 64}, 1);
   Tensor<float, 3> y(2, 40, 64);
   EXPECT_EQ(allocations_of([&] { module.forward_into(y, x, attn::Causal{}); }), 0) << "training";
@@ -221,8 +223,8 @@ TEST(SteadyState, AModuleAllocatesNothing) {
 }
 
 TEST(SteadyState, DecodingAllocatesNothing) {
-  attn::LlamaAttention<float> module(
-      attn::LlamaAttentionConfig{.hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
+  attn::LlamaAttention<float> module(attn::LlamaAttentionConfig{
+      .hidden_size = 64, .num_attention_heads = 4, .num_key_value_heads = 2, .rotary = attn::RotaryConfig{}});
   module.eval();
   auto cache = module.make_cache(2, 300);
   (void)module.forward(random_tensor<float, 3>({2, 200, 64}, 1), attn::Causal{}, cache);

@@ -67,11 +67,14 @@ template <class U, class T>
 }
 
 template <class U, class T, class M = attn::NoMask>
-[[nodiscard]] Tensor<U, 3> plain_module(const attn::LlamaAttention<T>& module, const Tensor<T, 3>& input, const M& mask = {}) {
+[[nodiscard]] Tensor<U, 3> plain_module(const attn::LlamaAttention<T>& module, const Tensor<T, 3>& input,
+                                        const M& mask = {}) {
   const attn::LlamaAttentionConfig& c = module.config();
   const auto x = cast<U>(input);
-  auto q = plain_linear<U>(module.query(), x), k = plain_linear<U>(module.key(), x), v = plain_linear<U>(module.value(), x);
-  const auto q_heads = attn::split_heads(q, c.num_attention_heads), k_heads = attn::split_heads(k, c.num_key_value_heads);
+  auto q = plain_linear<U>(module.query(), x), k = plain_linear<U>(module.key(), x),
+       v = plain_linear<U>(module.value(), x);
+  const auto q_heads = attn::split_heads(q, c.num_attention_heads),
+             k_heads = attn::split_heads(k, c.num_key_value_heads);
   const std::vector<Index> start(static_cast<std::size_t>(x.dimension(0)), 0);
   if (c.rotary) {
     const attn::Rotary rotary(c.head_dim, *c.rotary);
@@ -81,8 +84,8 @@ template <class U, class T, class M = attn::NoMask>
   Tensor<U, 3> context(x.dimension(0), x.dimension(1), c.num_attention_heads * c.head_dim);
   const attn::AttentionOutputs<U> out{attn::split_heads(context, c.num_attention_heads), {}, {}};
   const auto all = attn::as_mask(mask) & (c.window ? attn::SlidingWindow(*c.window) : attn::SlidingWindow::unlimited());
-  attn::reference::scaled_dot_product_attention_into<U>(out, q_heads, k_heads, attn::split_heads(v, c.num_key_value_heads), all,
-                                                        attn::NoScore(), {});
+  attn::reference::scaled_dot_product_attention_into<U>(
+      out, q_heads, k_heads, attn::split_heads(v, c.num_key_value_heads), all, attn::NoScore(), {});
   return plain_linear<U>(module.out_proj(), context);
 }
 

@@ -17,9 +17,7 @@ TEST(Philox, GivesTheKnownAnswersOfRandom123) {
             (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST(Philox, IsAConstantExpression) {
-  static_assert(attn::philox4x32({0, 0, 0, 0}, {0, 0})[0] == 0x6627e8d5);
-}
+TEST(Philox, IsAConstantExpression) { static_assert(attn::philox4x32({0, 0, 0, 0}, {0, 0})[0] == 0x6627e8d5); }
 
 TEST(DropoutRule, IsInactiveByDefaultAndForPZero) {
   EXPECT_FALSE(attn::DropoutRule().active());
@@ -66,15 +64,17 @@ TEST(DropoutRule, DropsAtTheRateAskedFor) {
 }
 
 TEST(DropoutRule, DependsOnEveryArgument) {
-  const auto pattern = [](std::uint64_t seed, std::uint32_t call, std::uint32_t row, std::uint32_t plane, std::uint32_t first) {
+  const auto pattern = [](std::uint64_t seed, std::uint32_t call, std::uint32_t row, std::uint32_t plane,
+                          std::uint32_t first) {
     const attn::DropoutRule rule(0.5, seed, call);
     std::string text;
     for (std::uint32_t i = 0; i < 64; ++i) text += rule.keep(first + i, row, plane) ? '1' : '0';
     return text;
   };
-  const std::set<std::string> patterns{pattern(1, 0, 0, 0, 0), pattern(2, 0, 0, 0, 0),  pattern(1 + (std::uint64_t{1} << 32), 0, 0, 0, 0),
-                                       pattern(1, 1, 0, 0, 0), pattern(1, 0, 1, 0, 0),  pattern(1, 0, 0, 1, 0),
-                                       pattern(1, 0, 0, 0, 64)};
+  const std::set<std::string> patterns{
+      pattern(1, 0, 0, 0, 0), pattern(2, 0, 0, 0, 0), pattern(1 + (std::uint64_t{1} << 32), 0, 0, 0, 0),
+      pattern(1, 1, 0, 0, 0), pattern(1, 0, 1, 0, 0), pattern(1, 0, 0, 1, 0),
+      pattern(1, 0, 0, 0, 64)};
   EXPECT_EQ(patterns.size(), 7U);
   EXPECT_EQ(pattern(1, 0, 0, 0, 0), pattern(1, 0, 0, 0, 0));
 }

@@ -185,8 +185,9 @@ TEST(RotaryScaling, AttentionFactorIsOneExceptForYarnAndLongRope) {
   EXPECT_EQ(Rotary(8).attention_factor(), 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::LinearScaling{4.0}}).attention_factor(), 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::Llama3Scaling{}}).attention_factor(), 1.0);
-  EXPECT_DOUBLE_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 16.0, .original_length = 4096}}).attention_factor(),
-                   0.1 * std::log(16.0) + 1.0);
+  EXPECT_DOUBLE_EQ(
+      Rotary(8, {.scaling = attn::YarnScaling{.factor = 16.0, .original_length = 4096}}).attention_factor(),
+      0.1 * std::log(16.0) + 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 0.5, .original_length = 4096}}).attention_factor(), 1.0);
   EXPECT_EQ(Rotary(8, {.scaling = attn::YarnScaling{.factor = 4.0, .original_length = 4096, .attention_factor = 1.5}})
                 .attention_factor(),
@@ -395,17 +396,23 @@ TEST(Rotary, RefusesFactorsThatAreNotPositive) {
   expect_error([] { Rotary rotary(8, {.theta = std::nan("")}); }, {"[attn::Rotary] theta", "got "});
   expect_error(with(attn::LinearScaling{0.0}), {"[attn::Rotary] scaling factor", "got 0"});
   expect_error(with(attn::DynamicNtkScaling{2.0, 0}), {"[attn::Rotary] original_length", "got 0"});
-  expect_error(with(attn::Llama3Scaling{.low_frequency_factor = 4.0, .high_frequency_factor = 4.0}), {"[attn::Rotary] llama3", "4 and 4"});
-  expect_error(with(attn::YarnScaling{.factor = -1.0, .original_length = 10}), {"[attn::Rotary] scaling factor", "got -1"});
-  expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_fast = 1.0}), {"[attn::Rotary] yarn", "1 and 1"});
-  expect_error(with(attn::LongRopeScaling{{1, 1, 1}, {1, 1, 1, 1}, 10, 2.0, {}}), {"[attn::Rotary] longrope", "expected 4", "got 3"});
+  expect_error(with(attn::Llama3Scaling{.low_frequency_factor = 4.0, .high_frequency_factor = 4.0}),
+               {"[attn::Rotary] llama3", "4 and 4"});
+  expect_error(with(attn::YarnScaling{.factor = -1.0, .original_length = 10}),
+               {"[attn::Rotary] scaling factor", "got -1"});
+  expect_error(with(attn::YarnScaling{.factor = 2.0, .original_length = 10, .beta_fast = 1.0}),
+               {"[attn::Rotary] yarn", "1 and 1"});
+  expect_error(with(attn::LongRopeScaling{{1, 1, 1}, {1, 1, 1, 1}, 10, 2.0, {}}),
+               {"[attn::Rotary] longrope", "expected 4", "got 3"});
 }
 
 TEST(Rotary, RefusesAnotherHeadSizeAndBadStarts) {
   auto x = random_tensor<float, 4>({2, 1, 3, 6}, 1);
   const std::array<Index, 2> zero{0, 0}, negative{0, -1};
-  expect_error([&] { Rotary(8).apply(x, zero); }, {"[attn::Rotary::apply] last dimension", "expected 8", "got [2,1,3,6]"});
-  expect_error([&] { Rotary(6).apply(x, std::span(zero).first(1)); }, {"[attn::Rotary::apply] start", "2 batch entries", "got 1"});
+  expect_error([&] { Rotary(8).apply(x, zero); },
+               {"[attn::Rotary::apply] last dimension", "expected 8", "got [2,1,3,6]"});
+  expect_error([&] { Rotary(6).apply(x, std::span(zero).first(1)); },
+               {"[attn::Rotary::apply] start", "2 batch entries", "got 1"});
   const auto before = x;
   expect_error([&] { Rotary(6).apply(x, negative); }, {"[attn::Rotary::apply] start", "got -1"});
   EXPECT_TRUE(same_bits(x, before));

@@ -111,7 +111,7 @@ template <int Rank>
 
 // ---- Attention: sizes and inputs --------------------------------------------------------------------------------
 
-/// The letters of the design: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv].
+/// Sizes: q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv].
 struct Sizes {
   Index B = 1, H = 1, G = 1, S = 1, T = 1, D = 1, Dv = 1;
 
@@ -186,7 +186,7 @@ inline double only_if(bool keep) { return keep ? 0.0 : -infinity; }
 inline double keep_all(Position) { return 0.0; }
 inline double same_score(double score, Position) { return score; }
 
-/// Calls f(Position) for every score; at.query is what the design says it is.
+/// Calls f(Position) for every score; at.query is T - S more than at.row.
 template <class F>
 void for_each_position(const Sizes& n, std::span<const Index> query_start, const F& f) {
   for (Index b = 0; b < n.B; ++b)

@@ -24,9 +24,11 @@ static_assert(!std::convertible_to<View<const float, 3>, View<float, 3>>);
 static_assert(!std::convertible_to<Tensor<float, 3>&, View<double, 3>>);
 static_assert(!std::convertible_to<Tensor<float, 3>&, View<const float, 2>>);
 
-static_assert(attn::Scalar<float> && attn::Scalar<double> && attn::Scalar<Eigen::half> && attn::Scalar<Eigen::bfloat16>);
+static_assert(attn::Scalar<float> && attn::Scalar<double> && attn::Scalar<Eigen::half> &&
+              attn::Scalar<Eigen::bfloat16>);
 static_assert(!attn::Scalar<int> && !attn::Scalar<bool>);
-static_assert(std::same_as<attn::Accumulator<Eigen::half>, float> && std::same_as<attn::Accumulator<Eigen::bfloat16>, float>);
+static_assert(std::same_as<attn::Accumulator<Eigen::half>, float> &&
+              std::same_as<attn::Accumulator<Eigen::bfloat16>, float>);
 static_assert(std::same_as<attn::Accumulator<float>, float> && std::same_as<attn::Accumulator<double>, double>);
 static_assert(std::same_as<attn::Index, Eigen::Index>);
 
@@ -74,8 +76,16 @@ TEST(View, RefusesShapesAndStridesThatNoMemoryHas) {
   expect_error([&] { return View<float, 2>(memory.data(), {-2, -1}); }, {"[attn::View] shape", "negative", "[-2,-1]"});
   expect_error([&] { return View<float, 2>(memory.data(), {many, many}); }, {"[attn::View] shape", "memory can hold"});
   expect_error([&] { return View<float, 2>(memory.data(), {many, many}, {0, 0}); }, {"[attn::View] shape"});
-  expect_error([&] { return View<float, 2>(memory.data(), {2, 3}, {Index{1} << 62, 1}); }, {"[attn::View] shape and strides"});
-  expect_error([&] { return View<float, 2>(memory.data() + 9, {2, 3}, {-3, 1}); }, {"[attn::View] strides", "below 0", "[-3,1]"});
+  expect_error(
+      [&] {
+        return View<float, 2>(memory.data(), {2, 3}, {Index{1} << 62, 1});
+      },
+      {"[attn::View] shape and strides"});
+  expect_error(
+      [&] {
+        return View<float, 2>(memory.data() + 9, {2, 3}, {-3, 1});
+      },
+      {"[attn::View] strides", "below 0", "[-3,1]"});
   expect_error([&] { return View<Eigen::half, 1>(nullptr, {Index{1} << 62}); }, {"[attn::View] shape and strides"});
 }
 
@@ -88,8 +98,11 @@ TEST(View, WithoutElementsMayHaveAnyOtherSizes) {
 }
 
 TEST(MakeTensor, RefusesMoreThanMemoryCanHold) {
-  expect_error([] { return attn::detail::make_tensor<float, 2>({Index{1} << 32, Index{1} << 32}); },
-               {"[attn::Tensor] shape", "memory can hold", "[4294967296,4294967296]"});
+  expect_error(
+      [] {
+        return attn::detail::make_tensor<float, 2>({Index{1} << 32, Index{1} << 32});
+      },
+      {"[attn::Tensor] shape", "memory can hold", "[4294967296,4294967296]"});
   expect_error([] { return attn::detail::make_tensor<float, 2>({3, -1}); }, {"[attn::Tensor] shape", "negative"});
 }
 

@@ -20,7 +20,8 @@ struct Core {
   const TorchCase& c;
   Bar& output;
   Bar& log_sum_exp;
-  Tensor<T, 4> q = to_tensor<T, 4>(c.tensor("q")), k = to_tensor<T, 4>(c.tensor("k")), v = to_tensor<T, 4>(c.tensor("v"));
+  Tensor<T, 4> q = to_tensor<T, 4>(c.tensor("q")), k = to_tensor<T, 4>(c.tensor("k")),
+               v = to_tensor<T, 4>(c.tensor("v"));
 
   template <class M, class F>
   void expect(const M& mask, const F& score) const {
@@ -30,8 +31,13 @@ struct Core {
     const auto result = attn::scaled_dot_product_attention(q, k, v, mask, score, options);
     output.expect(c, result.output, to_tensor<double, 4>(c.tensor("output")));
     const auto lse = to_tensor<double, 3>(c.tensor("lse"));
-    const auto plain = attn_test::by_reference(attn_test::Inputs<T>{{q.dimension(0), q.dimension(1), k.dimension(1), q.dimension(2), k.dimension(2),
-                                                                    q.dimension(3), v.dimension(3)}, q, k, v}, mask, score, options);
+    const auto plain =
+        attn_test::by_reference(attn_test::Inputs<T>{{q.dimension(0), q.dimension(1), k.dimension(1), q.dimension(2),
+                                                      k.dimension(2), q.dimension(3), v.dimension(3)},
+                                                     q,
+                                                     k,
+                                                     v},
+                                mask, score, options);
     log_sum_exp.expect(c, result.log_sum_exp, lse, "lse", attn_test::max_difference(plain.log_sum_exp, lse));
   }
 
@@ -42,8 +48,10 @@ struct Core {
     if (c.has_tensor("mask")) {
       with_mask<T>(c, "mask", [&](const auto& tensor) {
         const attn::AdditiveMask mask(tensor);
-        if (causal) expect(mask & attn::Causal{}, attn::NoScore{});
-        else expect(mask, attn::NoScore{});
+        if (causal)
+          expect(mask & attn::Causal{}, attn::NoScore{});
+        else
+          expect(mask, attn::NoScore{});
       });
     } else if (window > 0) {
       ASSERT_TRUE(causal);
@@ -65,8 +73,10 @@ struct Core {
       const auto behind = window > 0 ? window : Index{1} << 20, ahead = c.param<bool>("causal") ? 0 : Index{1} << 20;
       expect(attn::AdditiveMask(tensor) & attn::SlidingWindow(behind, ahead), score);
     };
-    if (c.has_tensor("mask")) with_mask<T>(c, "mask", run);
-    else run(zero);
+    if (c.has_tensor("mask"))
+      with_mask<T>(c, "mask", run);
+    else
+      run(zero);
   }
 };
 
@@ -77,10 +87,14 @@ TYPED_TEST(TorchCore, GivesItsOutputAndItsLogSumExp) {
     const Core<TypeParam> core{c, output, log_sum_exp};
     const auto cap = c.param<float>("softcap");
     const attn::Alibi alibi(c.param<Index>("H"));
-    if (cap > 0.F && c.param<bool>("alibi")) core.with_score(attn::Chain{attn::SoftCap(cap), alibi});
-    else if (cap > 0.F) core.with_score(attn::SoftCap(cap));
-    else if (c.param<bool>("alibi")) core.with_score(alibi);
-    else core.with_plain_scores();
+    if (cap > 0.F && c.param<bool>("alibi"))
+      core.with_score(attn::Chain{attn::SoftCap(cap), alibi});
+    else if (cap > 0.F)
+      core.with_score(attn::SoftCap(cap));
+    else if (c.param<bool>("alibi"))
+      core.with_score(alibi);
+    else
+      core.with_plain_scores();
   }
 }
 
@@ -89,7 +103,8 @@ TYPED_TEST(TorchCore, GivesZeroAndMinusInfinityForARowWithoutKeys) {
   int empty = 0;
   for (const TorchCase& c : torch_cases("core")) {
     if (c.param<int>("empty_rows") == 0) continue;
-    const auto q = to_tensor<TypeParam, 4>(c.tensor("q")), k = to_tensor<TypeParam, 4>(c.tensor("k")), v = to_tensor<TypeParam, 4>(c.tensor("v"));
+    const auto q = to_tensor<TypeParam, 4>(c.tensor("q")), k = to_tensor<TypeParam, 4>(c.tensor("k")),
+               v = to_tensor<TypeParam, 4>(c.tensor("v"));
     attn::AttentionOptions options;
     options.log_sum_exp = true;
     const auto result = attn::scaled_dot_product_attention(q, k, v, attn::Causal{}, attn::NoScore{}, options);
@@ -110,7 +125,8 @@ TEST(TorchAlibi, GivesItsSlopes) {
     const auto slopes = c.tensor("slopes").values;
     const attn::Alibi alibi(std::ssize(slopes));
     for (std::size_t h = 0; h < slopes.size(); ++h)
-      EXPECT_NEAR(alibi(0.0, {.head = static_cast<std::int32_t>(h), .query = 1}), -slopes[h], 1e-7 * slopes[h]) << c << ", head " << h;
+      EXPECT_NEAR(alibi(0.0, {.head = static_cast<std::int32_t>(h), .query = 1}), -slopes[h], 1e-7 * slopes[h])
+          << c << ", head " << h;
   }
 }
 

@@ -27,12 +27,14 @@ template <class T, class M>
 Tensor<float, 3> with_roundings(const attn::LlamaAttention<T>& module, const Tensor<T, 3>& x, const M& mask) {
   const Index heads = module.config().num_attention_heads;
   const auto input = cast<float>(x);
-  auto q = stored<T>(plain_linear<float>(module.query(), input)), k = stored<T>(plain_linear<float>(module.key(), input)),
+  auto q = stored<T>(plain_linear<float>(module.query(), input)),
+       k = stored<T>(plain_linear<float>(module.key(), input)),
        v = stored<T>(plain_linear<float>(module.value(), input));
   Tensor<float, 3> context(x.dimensions());
   const attn::AttentionOutputs<float> out{attn::split_heads(context, heads), {}, {}};
-  attn::reference::scaled_dot_product_attention_into<float>(out, attn::split_heads(q, heads), attn::split_heads(k, heads),
-                                                            attn::split_heads(v, heads), mask, attn::NoScore(), {});
+  attn::reference::scaled_dot_product_attention_into<float>(out, attn::split_heads(q, heads),
+                                                            attn::split_heads(k, heads), attn::split_heads(v, heads),
+                                                            mask, attn::NoScore(), {});
   return stored<T>(plain_linear<float>(module.out_proj(), stored<T>(context)));
 }
 
@@ -51,8 +53,10 @@ TYPED_TEST(TorchLowPrecision, RoundsOnlyWhereTensorsAreStored) {
       if (rounded > 0.0 && error / rounded > worst) worst = error / rounded, where = c.name();
     };
     if (c.has_tensor("output_float32")) continue;  // the definition in double sees scores beside -1e9, float does not
-    if (c.has_tensor("mask")) attn_test::with_mask<float>(c, "mask", [&](const auto& mask) { expect(attn::AdditiveMask(mask)); });
-    else expect(attn::NoMask{});
+    if (c.has_tensor("mask"))
+      attn_test::with_mask<float>(c, "mask", [&](const auto& mask) { expect(attn::AdditiveMask(mask)); });
+    else
+      expect(attn::NoMask{});
   }
   std::printf("[ PyTorch  ] module %s: worst ratio to the definition with the same roundings %.3g (%s)\n",
               std::same_as<T, Eigen::half> ? "half" : "bfloat16", worst, where.c_str());

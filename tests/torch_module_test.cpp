@@ -22,13 +22,17 @@ Tensor<T, 3> output_of(const TorchCase& c) {
   const auto module = module_of<T>(c);
   const auto x = to_tensor<T, 3>(c.tensor("x"));
   Tensor<T, 3> y;
-  if (c.has_tensor("mask")) with_mask<T>(c, "mask", [&](const auto& mask) { y = module.forward(x, mask); });
-  else y = module.forward(x);
+  if (c.has_tensor("mask"))
+    with_mask<T>(c, "mask", [&](const auto& mask) { y = module.forward(x, mask); });
+  else
+    y = module.forward(x);
   return y;
 }
 
 /// Whole rows of -1e9: float64 still sees the scores beside it (to 1e-7), float32 does not.
-bool has_filled_rows(const TorchCase& c) { return c.has_tensor("output_float32") && c.param("mask") != "causal" && c.param("mask") != "padding"; }
+bool has_filled_rows(const TorchCase& c) {
+  return c.has_tensor("output_float32") && c.param("mask") != "causal" && c.param("mask") != "padding";
+}
 
 TYPED_TEST(TorchModule, GivesItsOutput) {
   Bar bar(std::string("module ") + attn_test::type_name<TypeParam>);
@@ -42,8 +46,10 @@ TYPED_TEST(TorchModule, GivesItsOutputForRowsOfAFiniteFiller) {
   for (const TorchCase& c : torch_cases("module")) {
     if (!has_filled_rows(c)) continue;
     const auto y = output_of<TypeParam>(c);
-    if constexpr (std::same_as<TypeParam, double>) EXPECT_LE(max_difference(y, to_tensor<double, 3>(c.tensor("output"))), 1e-6) << c;
-    else EXPECT_LE(max_difference(y, to_tensor<double, 3>(c.tensor("output_float32"))), 1e-6) << c;
+    if constexpr (std::same_as<TypeParam, double>)
+      EXPECT_LE(max_difference(y, to_tensor<double, 3>(c.tensor("output"))), 1e-6) << c;
+    else
+      EXPECT_LE(max_difference(y, to_tensor<double, 3>(c.tensor("output_float32"))), 1e-6) << c;
   }
 }
 
@@ -72,12 +78,16 @@ TYPED_TEST(TorchMha, GivesItsOutputAndItsWeights) {
     };
     if (c.has_tensor("attn_mask")) {
       const auto mask = c.tensor("attn_mask");
-      if (mask.dims.size() == 3) expect(to_tensor<T, 4>(mask, {B, H, S, S}));  // PyTorch writes it [B*H,S,S]
-      else expect(to_tensor<T, 2>(mask));
+      if (mask.dims.size() == 3)
+        expect(to_tensor<T, 4>(mask, {B, H, S, S}));  // PyTorch writes it [B*H,S,S]
+      else
+        expect(to_tensor<T, 2>(mask));
     } else if (c.has_tensor("key_padding_mask")) {
       const auto lengths = c.param<std::vector<Index>>("lengths");
-      if (c.has_tensor("attn_mask_bool")) expect(attn::KeepMask(kept(c.tensor("attn_mask_bool"))) & attn::Padding(lengths));
-      else expect(attn::Padding(lengths));
+      if (c.has_tensor("attn_mask_bool"))
+        expect(attn::KeepMask(kept(c.tensor("attn_mask_bool"))) & attn::Padding(lengths));
+      else
+        expect(attn::Padding(lengths));
     } else if (c.has_tensor("attn_mask_bool")) {
       const auto keep = kept(c.tensor("attn_mask_bool"));
       expect(attn::KeepMask(keep));

@@ -21,11 +21,16 @@ class TorchParts : public testing::Test {
       bar.expect(c, layer(to_tensor<T, Rank>(c.tensor("x"))), to_tensor<double, Rank>(c.tensor("output")));
     };
     switch (c.param<int>("rank")) {
-      case 1: return in_rank.template operator()<1>();
-      case 2: return in_rank.template operator()<2>();
-      case 3: return in_rank.template operator()<3>();
-      case 4: return in_rank.template operator()<4>();
-      default: FAIL() << c;
+      case 1:
+        return in_rank.template operator()<1>();
+      case 2:
+        return in_rank.template operator()<2>();
+      case 3:
+        return in_rank.template operator()<3>();
+      case 4:
+        return in_rank.template operator()<4>();
+      default:
+        FAIL() << c;
     }
   }
 };
@@ -52,20 +57,26 @@ attn::RotaryConfig config_of(const TorchCase& c, attn::RotaryLayout layout) {
   attn::RotaryConfig config{.layout = layout, .theta = c.param<double>("theta")};
   const auto factor = [&] { return c.param<double>("factor"); };
   std::optional<double> attention_factor;
-  if (c.has_param("attention_factor_given") && c.param<bool>("attention_factor_given")) attention_factor = c.param<double>("attention_factor");
+  if (c.has_param("attention_factor_given") && c.param<bool>("attention_factor_given"))
+    attention_factor = c.param<double>("attention_factor");
   const std::string type = c.param("type");
   if (type == "linear") config.scaling = attn::LinearScaling{factor()};
   if (type == "dynamic") config.scaling = attn::DynamicNtkScaling{factor(), c.param<Index>("max_position")};
   if (type == "llama3")
-    config.scaling = attn::Llama3Scaling{factor(), c.param<double>("low_freq_factor"), c.param<double>("high_freq_factor"),
-                                         c.param<Index>("original_max_position")};
+    config.scaling = attn::Llama3Scaling{factor(), c.param<double>("low_freq_factor"),
+                                         c.param<double>("high_freq_factor"), c.param<Index>("original_max_position")};
   if (type == "yarn")
-    config.scaling = attn::YarnScaling{factor(), c.param<Index>("original_max_position"), c.param<double>("beta_fast"),
-                                       c.param<double>("beta_slow"), attention_factor, c.param<bool>("truncate")};
+    config.scaling = attn::YarnScaling{factor(),
+                                       c.param<Index>("original_max_position"),
+                                       c.param<double>("beta_fast"),
+                                       c.param<double>("beta_slow"),
+                                       attention_factor,
+                                       c.param<bool>("truncate")};
   if (type == "longrope")
-    config.scaling = attn::LongRopeScaling{c.param<std::vector<double>>("short_factor"), c.param<std::vector<double>>("long_factor"),
-                                           c.param<Index>("original_max_position"),
-                                           c.param<double>("max_position") / c.param<double>("original_max_position"), attention_factor};
+    config.scaling = attn::LongRopeScaling{
+        c.param<std::vector<double>>("short_factor"), c.param<std::vector<double>>("long_factor"),
+        c.param<Index>("original_max_position"),
+        c.param<double>("max_position") / c.param<double>("original_max_position"), attention_factor};
   return config;
 }
 Index length_of(const TorchCase& c) { return c.has_param("seq_len") ? c.param<Index>("seq_len") : 0; }
@@ -74,15 +85,19 @@ TEST(TorchRotary, GivesItsFrequencies) {
   for (const TorchCase& c : torch_cases("rotary")) {
     const auto expected = c.tensor("inv_freq").values;
     std::vector<double> frequencies(expected.size());
-    attn::Rotary(c.param<Index>("D"), config_of(c, attn::RotaryLayout::half_split)).frequencies(length_of(c), frequencies);
-    for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(frequencies[i], expected[i], 1e-13 * expected[i]) << c << ", pair " << i;
+    attn::Rotary(c.param<Index>("D"), config_of(c, attn::RotaryLayout::half_split))
+        .frequencies(length_of(c), frequencies);
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      EXPECT_NEAR(frequencies[i], expected[i], 1e-13 * expected[i]) << c << ", pair " << i;
   }
 }
 
 TEST(TorchRotary, GivesItsAttentionFactors) {
   for (const TorchCase& c : torch_cases("rotary")) {
     const double expected = c.has_param("attention_factor") ? c.param<double>("attention_factor") : 1.0;
-    EXPECT_NEAR(attn::Rotary(c.param<Index>("D"), config_of(c, attn::RotaryLayout::half_split)).attention_factor(), expected, 1e-14) << c;
+    EXPECT_NEAR(attn::Rotary(c.param<Index>("D"), config_of(c, attn::RotaryLayout::half_split)).attention_factor(),
+                expected, 1e-14)
+        << c;
   }
 }
 
@@ -92,7 +107,8 @@ TEST(TorchRotary, GivesItsAttentionFactors) {
 TEST(TorchRotary, RotatesHeadsInBothLayouts) {
   double worst = 0.0;
   for (const TorchCase& c : torch_cases("rotary"))
-    for (const auto& [layout, name] : {std::pair{attn::RotaryLayout::half_split, "half_split"}, {attn::RotaryLayout::interleaved, "interleaved"}}) {
+    for (const auto& [layout, name] :
+         {std::pair{attn::RotaryLayout::half_split, "half_split"}, {attn::RotaryLayout::interleaved, "interleaved"}}) {
       const attn::Rotary rotary(c.param<Index>("D"), config_of(c, layout));
       const auto q = to_tensor<float, 4>(c.tensor("q"));
       const auto expected = to_tensor<double, 4>(c.tensor(name));

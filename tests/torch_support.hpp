@@ -11,7 +11,8 @@
 namespace attn_test {
 
 template <class T, int Rank>
-[[nodiscard]] Tensor<T, Rank> to_tensor(const TorchTensor& from, std::type_identity_t<std::array<Index, std::size_t{Rank}>> shape) {
+[[nodiscard]] Tensor<T, Rank> to_tensor(const TorchTensor& from,
+                                        std::type_identity_t<std::array<Index, std::size_t{Rank}>> shape) {
   auto result = attn::detail::make_tensor<T, Rank>(shape);
   EXPECT_EQ(static_cast<std::size_t>(result.size()), from.values.size());
   for (Index i = 0; i < result.size(); ++i) result.data()[i] = static_cast<T>(from.values[static_cast<std::size_t>(i)]);
@@ -25,10 +26,11 @@ template <class T, int Rank>
   return to_tensor<T, Rank>(from, shape);
 }
 
-/// The document's module with the weights of a case of kind module or mha, in evaluation mode.
+/// LlamaAttention with the weights of a case of kind module or mha, in evaluation mode.
 template <class T>
 [[nodiscard]] attn::LlamaAttention<T> module_of(const TorchCase& c) {
-  attn::LlamaAttention<T> module({.hidden_size = c.param<Index>("E"), .num_attention_heads = c.param<Index>("H"), .bias = c.has_tensor("bq")});
+  attn::LlamaAttention<T> module(
+      {.hidden_size = c.param<Index>("E"), .num_attention_heads = c.param<Index>("H"), .bias = c.has_tensor("bq")});
   module.eval();
   const auto set = [&](attn::Linear<T>& layer, const std::string& letter) {
     layer.set_weight(to_tensor<T, 2>(c.tensor("w" + letter)));
@@ -45,9 +47,12 @@ template <class T>
 template <class T, class F>
 void with_mask(const TorchCase& c, const std::string& name, const F& f) {
   const TorchTensor mask = c.tensor(name);
-  if (mask.dims.size() == 2) f(to_tensor<T, 2>(mask));
-  else if (mask.dims.size() == 3) f(to_tensor<T, 3>(mask));
-  else f(to_tensor<T, 4>(mask));
+  if (mask.dims.size() == 2)
+    f(to_tensor<T, 2>(mask));
+  else if (mask.dims.size() == 3)
+    f(to_tensor<T, 3>(mask));
+  else
+    f(to_tensor<T, 4>(mask));
 }
 
 /// The bar for float, over all cases of a kind: our largest error against PyTorch's float64 result is at most twice
@@ -72,7 +77,8 @@ class Bar {
       worst_double_ = std::max(worst_double_, size > 0.0 ? error / size : 0.0);
       EXPECT_LE(error, 1e-12 * size) << c << ", double, " << tensor;
     } else {
-      const double floor = (tensor == "lse" ? 2.0 : 1.0) * float_epsilon * std::exp2(std::floor(std::log2(std::max(size, 1e-30))));
+      const double floor =
+          (tensor == "lse" ? 2.0 : 1.0) * float_epsilon * std::exp2(std::floor(std::log2(std::max(size, 1e-30))));
       const double torch = c.torch_max_error(tensor);
       const bool reordered = tensor == "output" && c.has_param("torch_reordered_max_error");
       const double lenient = std::max({torch, plain, reordered ? c.param<double>("torch_reordered_max_error") : 0.0});
@@ -90,8 +96,9 @@ class Bar {
     text << cases_ << " results";
     if (doubles_ > 0) text << "; double: worst error " << worst_double_ << " of the largest output";
     if (floats_ > 0)
-      text << "; float: worst ratio to PyTorch's own error " << literal_ << " (" << literal_case_ << "), to the worst order of its sums "
-           << lenient_ << " (" << lenient_case_ << "); over the literal bar of 2:" << (over_.empty() ? " none" : over_);
+      text << "; float: worst ratio to PyTorch's own error " << literal_ << " (" << literal_case_
+           << "), to the worst order of its sums " << lenient_ << " (" << lenient_case_
+           << "); over the literal bar of 2:" << (over_.empty() ? " none" : over_);
     std::printf("[ PyTorch  ] %s: %s\n", name_.c_str(), text.str().c_str());
     testing::Test::RecordProperty(name_, text.str());
   }

@@ -158,7 +158,8 @@ class TiedKeyAndValue : public testing::TestWithParam<bool> {
   std::optional<LlamaAttention<float>> tied, twice;
   Tensor<float, 3> x = random_tensor<float, 3>({2, 9, 24}, 3);
 };
-INSTANTIATE_TEST_SUITE_P(Rotary, TiedKeyAndValue, testing::Bool(), [](const auto& test) { return test.param ? "On" : "Off"; });
+INSTANTIATE_TEST_SUITE_P(Rotary, TiedKeyAndValue, testing::Bool(),
+                         [](const auto& test) { return test.param ? "On" : "Off"; });
 
 // With rotary, keys are rotated and values must not be.
 TEST_P(TiedKeyAndValue, GivesTheSameAsTwoEqualLayers) {

@@ -2,7 +2,7 @@
 
     python3 make_attention_map_case.py            (Debian 12: python3-torch 1.13.1)
 
-One causal forward pass of the document's LlamaAttention in evaluation mode, B=1, S=6, E=16, H=4. Input and weights are those
+One causal forward pass of LlamaAttention in evaluation mode, B=1, S=6, E=16, H=4. Input and weights are those
 of seed 2026 of the generator in README.md; the example makes the same numbers. Printed: the float64 output [S,E], the
 attention weights of the last query [H,S], and how far PyTorch's own float32 falls from them. Paste the lines into the example.
 """

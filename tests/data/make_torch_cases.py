@@ -163,7 +163,7 @@ def fnv1a64(data):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# 3. module: the document's LlamaAttention, in evaluation mode
+# 3. module: LlamaAttention, in evaluation mode
 
 class LlamaAttention(nn.Module):
     def __init__(self, hidden, heads, dropout=0.1):

@@ -1,0 +1,16 @@
+# Fails where a C++ file is not as clang-format 14 writes it. Run with -D root=<repository> -D clang_format=<program>.
+execute_process(COMMAND ${clang_format} --version OUTPUT_VARIABLE version)
+if(NOT version MATCHES "version 14\\.")
+  message(STATUS "skipped: clang-format 14 is wanted, other versions write other text; this is ${version}")
+  return()
+endif()
+file(GLOB_RECURSE files ${root}/include/*.hpp ${root}/include/*.inl ${root}/tests/*.hpp ${root}/tests/*.cpp
+  ${root}/bench/*.hpp ${root}/bench/*.cpp ${root}/examples/*.hpp ${root}/examples/*.cpp)
+execute_process(COMMAND ${clang_format} --dry-run --Werror ${files} RESULT_VARIABLE result ERROR_VARIABLE text)
+if(NOT result EQUAL 0)
+  string(REGEX MATCHALL "[^\n]*error:[^\n]*" places "${text}")
+  list(LENGTH places count)
+  list(SUBLIST places 0 20 some)
+  list(JOIN some "\n" some)
+  message(FATAL_ERROR "${count} places are not as clang-format writes them (clang-format -i mends them):\n${some}")
+endif()
