@@ -145,10 +145,12 @@ std::string error_of(const Call& call) {
 }
 
 TEST(RmsNorm, RefusesBadInput) {
-  EXPECT_EQ(error_of([] { RmsNorm<float>(0); }), "[attn::RmsNorm] size, expected at least 1, got 0");
-  EXPECT_EQ(error_of([] { RmsNorm<float>(4, -1.0); }), "[attn::RmsNorm] epsilon, expected a number from 0 on, got -1");
-  EXPECT_NE(error_of([] { RmsNorm<float>(4, std::numeric_limits<double>::quiet_NaN()); }), "no error");
-  EXPECT_NE(error_of([] { RmsNorm<double>(std::numeric_limits<Index>::max()); }), "no error");
+  EXPECT_EQ(error_of([] { static_cast<void>(RmsNorm<float>(0)); }), "[attn::RmsNorm] size, expected at least 1, got 0");
+  EXPECT_EQ(error_of([] { static_cast<void>(RmsNorm<float>(4, -1.0)); }),
+            "[attn::RmsNorm] epsilon, expected a number from 0 on, got -1");
+  EXPECT_NE(error_of([] { static_cast<void>(RmsNorm<float>(4, std::numeric_limits<double>::quiet_NaN())); }),
+            "no error");
+  EXPECT_NE(error_of([] { static_cast<void>(RmsNorm<double>(std::numeric_limits<Index>::max())); }), "no error");
   RmsNorm<float> norm(4);
   EXPECT_EQ(error_of([&] { static_cast<void>(norm(Tensor<float, 2>(2, 5))); }),
             "[attn::RmsNorm::forward] input, expected a last dimension of 4, got [2,5]");
