@@ -62,8 +62,9 @@ def main():
     if arguments.only and file.exists():
         again = {work["work"]: work for work in works}
         works = [again.pop(old["work"], old) for old in json.loads(file.read_text())["results"]] + list(again.values())
-    record = {"cpu": name, "number": number, "isa": measured["machine"]["isa"], "threads": measured["machine"]["threads"],
-              "peak_gflops": round(measured["machine"]["peak_gflops"]), "compiler": output_of("c++", "--version").splitlines()[0],
+    label = json.loads(file.read_text()).get("label", name) if file.exists() else name  # may be edited by hand
+    record = {"cpu": name, "label": label, "number": number, "isa": measured["machine"]["isa"], "threads": measured["machine"]["threads"],
+              "peak_gflops": round(measured["machine"]["peak_gflops"]), "compiler": f"c++ {output_of('c++', '-dumpfullversion')}",
               "date": datetime.date.today().isoformat(), "revision": output_of("git", "rev-parse", "--short", "HEAD"),
               "results": works}
     file.parent.mkdir(exist_ok=True)
