@@ -7,12 +7,23 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::Block;
 using attn::Causal;
 using attn::Coverage;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
+using attn_test::ask_oracle;
+using attn_test::by_reference;
+using attn_test::difference;
+using attn_test::expect_attention;
+using attn_test::for_each_position;
+using attn_test::infinity;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::same_score;
+using attn_test::Sizes;
 
 using Place = std::tuple<int, int, int, int>;  // batch, head, row, key
 Place place_of(Position at) { return {at.batch, at.head, at.row, at.key}; }

@@ -4,11 +4,24 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AttentionOptions;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
+using attn::Tensor;
+using attn_test::cast;
+using attn_test::expect_attention;
+using attn_test::filled;
+using attn_test::for_each_position;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::same_bits;
+using attn_test::same_score;
+using attn_test::Sizes;
 
 AttentionOptions dropping(double p, std::uint64_t seed = 1, std::uint32_t call = 0) {
   AttentionOptions options;

@@ -4,12 +4,20 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::AttentionOptions;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
+using attn::Tensor;
+using attn_test::expect_attention;
+using attn_test::filled;
+using attn_test::Inputs;
+using attn_test::keep_all;
+using attn_test::random_inputs;
+using attn_test::same_score;
 
 constexpr float lowest = std::numeric_limits<float>::lowest();
 constexpr float inf = std::numeric_limits<float>::infinity();

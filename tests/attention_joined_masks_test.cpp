@@ -4,13 +4,22 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::Causal;
+using attn::Index;
 using attn::KeepMask;
 using attn::NoScore;
 using attn::Padding;
+using attn::Position;
 using attn::SlidingWindow;
+using attn::Tensor;
+using attn_test::expect_attention;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::Sizes;
 
 bool causal(const Sizes& n, Position at) { return at.key <= at.row + n.T - n.S; }
 bool window(const Sizes& n, Position at, Index width) { return at.key > at.row + n.T - n.S - width; }

@@ -4,8 +4,20 @@
 
 namespace {
 
-using namespace attn_test;
+using attn::Index;
 using attn::NoScore;
+using attn::Position;
+using attn::Tensor;
+using attn::View;
+using attn_test::expect_attention;
+using attn_test::infinity;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::Sizes;
 
 TEST(AttentionMask, NoMaskMatchesPlainCode) {
   unsigned seed = 100;

@@ -4,12 +4,23 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::Alibi;
 using attn::Causal;
+using attn::Index;
 using attn::NoMask;
+using attn::Position;
 using attn::ScoreBias;
 using attn::SoftCap;
+using attn_test::by_reference;
+using attn_test::cast;
+using attn_test::expect_attention;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::Sizes;
 
 double soft_cap(double x, double cap) { return cap * std::tanh(x / cap); }
 

@@ -3,12 +3,22 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AttentionOptions;
 using attn::Causal;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
+using attn::Tensor;
+using attn_test::expect_attention;
+using attn_test::filled;
+using attn_test::Inputs;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::Sizes;
+using attn_test::to;
 
 /// Few queries take another path through the kernels than many.
 constexpr std::array<Index, 2> few_and_many{1, 9};

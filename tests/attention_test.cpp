@@ -4,15 +4,35 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AttentionOptions;
 using attn::AttentionOutputs;
 using attn::Causal;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
 using attn::scaled_dot_product_attention_into;
+using attn::Tensor;
 using attn::TensorMap;
+using attn::View;
+using attn_test::Answer;
+using attn_test::ask_oracle;
+using attn_test::difference;
+using attn_test::expect_attention;
+using attn_test::expect_close;
+using attn_test::filled;
+using attn_test::infinity;
+using attn_test::Inputs;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::PlainMask;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::same_score;
+using attn_test::Sizes;
 
 const Sizes usual{.B = 2, .H = 4, .G = 2, .S = 33, .T = 75, .D = 10, .Dv = 7};
 

@@ -4,11 +4,23 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::Causal;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
 using attn::Padding;
+using attn::Position;
+using attn::Tensor;
+using attn_test::expect_attention;
+using attn_test::infinity;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_score;
+using attn_test::Sizes;
+using attn_test::to;
 
 template <class T>
 class AttentionTypes : public testing::Test {};

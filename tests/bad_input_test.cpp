@@ -5,19 +5,28 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::Alibi;
 using attn::AttentionOptions;
 using attn::AttentionOutputs;
 using attn::Causal;
+using attn::Index;
 using attn::KeepMask;
 using attn::NoMask;
 using attn::NoScore;
 using attn::Padding;
+using attn::Position;
 using attn::ScoreBias;
 using attn::SlidingWindow;
 using attn::SoftCap;
+using attn::Tensor;
+using attn::View;
+using attn_test::error_of;
+using attn_test::filled;
+using attn_test::infinity;
+using attn_test::not_a_number;
+using attn_test::random_tensor;
+using attn_test::reads;
 
 constexpr std::string_view fn = "[attn::scaled_dot_product_attention] ";
 

@@ -3,12 +3,18 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::Causal;
+using attn::Index;
 using attn::Linear;
 using attn::NoScore;
 using attn::Padding;
+using attn::Position;
 using attn::scaled_dot_product_attention;
+using attn::Tensor;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::to;
 
 /// Batch entry b of x.
 template <class T>

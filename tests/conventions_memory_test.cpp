@@ -18,9 +18,20 @@
 
 namespace {
 
-using namespace attn_test;
+using attn::Index;
 using attn::Padding;
 using attn::scaled_dot_product_attention;
+using attn::Tensor;
+using attn::View;
+using attn_test::Answer;
+using attn_test::ask_oracle;
+using attn_test::expect_close;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::random_inputs;
+using attn_test::same_score;
+using attn_test::Sizes;
+using attn_test::to;
 
 // ---- layout: row-major, [B,S,E] outside, [B,H,S,D] as strided views inside: no transpose is written ----
 

@@ -6,7 +6,13 @@
 
 namespace {
 
-using namespace attn_test;
+using attn::Index;
+using attn::Tensor;
+using attn_test::error_of;
+using attn_test::filled;
+using attn_test::random_tensor;
+using attn_test::reads;
+using attn_test::same_bits;
 
 TEST(Conventions, DropoutIsOffInEvaluation) {
   const auto x = random_tensor<float, 3>({2, 7, 24}, 1);

@@ -4,16 +4,23 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::AttentionOptions;
 using attn::Causal;
+using attn::Index;
 using attn::KeepMask;
 using attn::NoMask;
 using attn::NoScore;
 using attn::Padding;
+using attn::Position;
 using attn::scaled_dot_product_attention;
 using attn::SlidingWindow;
+using attn::Tensor;
+using attn_test::filled;
+using attn_test::infinity;
+using attn_test::Inputs;
+using attn_test::random_inputs;
+using attn_test::same_bits;
 
 // ---- a row with no key left: output 0, log-sum-exp -inf; never NaN, never the mean of V ----
 

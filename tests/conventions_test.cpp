@@ -7,15 +7,24 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::AttentionOptions;
 using attn::Causal;
+using attn::Index;
 using attn::KeepMask;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
 using attn::SlidingWindow;
+using attn::Tensor;
+using attn_test::error_of;
+using attn_test::filled;
+using attn_test::Inputs;
+using attn_test::random_inputs;
+using attn_test::reads;
+using attn_test::same_bits;
+using attn_test::Sizes;
 
 /// Queries of 0, so that all keys that are left count the same, and values [t][d] = (t == d): output(s, t) is 1 / n
 /// where t is one of the n keys that query s sees.

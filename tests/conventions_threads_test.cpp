@@ -12,8 +12,14 @@
 
 namespace {
 
-using namespace attn_test;
+using attn::Index;
 using attn::NoScore;
+using attn::Position;
+using attn::Tensor;
+using attn_test::Inputs;
+using attn_test::random_inputs;
+using attn_test::same_bits;
+using attn_test::Sizes;
 
 /// An executor of the user's own: its lanes run one after the other, the last one first.
 class Backwards final : public attn::Executor {

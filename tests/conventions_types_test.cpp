@@ -4,10 +4,16 @@
 
 namespace {
 
-using namespace attn_test;
+using attn::Index;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Position;
 using attn::scaled_dot_product_attention;
+using attn_test::cast;
+using attn_test::Inputs;
+using attn_test::random_inputs;
+using attn_test::storage_error;
+using attn_test::to;
 
 template <class T>
 class Accumulation : public testing::Test {};

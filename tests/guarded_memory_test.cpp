@@ -26,12 +26,26 @@ void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { att
 
 namespace {
 
-using namespace attn_test;
 using attn::AttentionOptions;
 using attn::AttentionOutputs;
+using attn::Index;
 using attn::Linear;
 using attn::NoMask;
 using attn::NoScore;
+using attn::Tensor;
+using attn::View;
+using attn_test::at_both_ends;
+using attn_test::difference;
+using attn_test::GuardAt;
+using attn_test::GuardedCopy;
+using attn_test::GuardedTensor;
+using attn_test::Inputs;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_bits;
+using attn_test::Sizes;
+using attn_test::storage_error;
+using attn_test::to;
 
 /// Runs `call` on one thread, with scratch memory taken anew at a guarded page.
 template <class Call>

@@ -4,16 +4,23 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AdditiveMask;
 using attn::Align;
 using attn::Block;
 using attn::Causal;
 using attn::Coverage;
+using attn::Index;
 using attn::KeepMask;
 using attn::NoMask;
 using attn::Padding;
+using attn::Position;
 using attn::SlidingWindow;
+using attn::Tensor;
+using attn::View;
+using attn_test::error_of;
+using attn_test::random_tensor;
+using attn_test::reads;
+using attn_test::Sizes;
 
 constexpr Position at(std::int32_t row, std::int32_t query, std::int32_t key) { return {0, 0, row, query, key}; }
 

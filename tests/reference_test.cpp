@@ -4,8 +4,24 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::AttentionOptions;
+using attn::Index;
+using attn::Position;
+using attn_test::Answer;
+using attn_test::by_reference;
+using attn_test::difference;
+using attn_test::filled;
+using attn_test::for_each_position;
+using attn_test::Inputs;
+using attn_test::keep_all;
+using attn_test::many_sizes;
+using attn_test::only_if;
+using attn_test::PlainMask;
+using attn_test::PlainScore;
+using attn_test::random_inputs;
+using attn_test::random_tensor;
+using attn_test::same_score;
+using attn_test::Sizes;
 
 /// softmax(score(q kT * scale) + mask), dropped, times v, all steps as whole tensors in double.
 Answer formula(const Inputs<double>& in, const PlainMask& mask, const PlainScore& score,

@@ -4,12 +4,16 @@
 
 namespace {
 
-using namespace attn_test;
 using attn::Alibi;
 using attn::Chain;
+using attn::Index;
 using attn::NoScore;
+using attn::Position;
 using attn::ScoreBias;
 using attn::SoftCap;
+using attn::Tensor;
+using attn_test::infinity;
+using attn_test::not_a_number;
 
 constexpr Position at(std::int32_t head, std::int32_t query, std::int32_t key) { return {0, head, 0, query, key}; }
 
