@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -463,7 +464,7 @@ TEST(FastMathNumbers, AreRefusedIfTheyAreNotFinite) {
     EXPECT_TRUE(refuses([=] { attn::Dropout<float> dropout(x); }));
     EXPECT_TRUE(refuses([=] { attn::LlamaAttention<float> module(8, 2, x); }));
     const auto rotary = [=](attn::RotaryScaling scaling) {
-      return refuses([&] { attn::Rotary made(4, {.scaling = scaling}); });
+      return refuses([&] { std::make_unique<attn::Rotary>(4, attn::RotaryConfig{.scaling = scaling}); });
     };
     EXPECT_TRUE(refuses([=] { attn::Rotary made(4, {.theta = x}); }));
     EXPECT_TRUE(rotary(attn::LinearScaling{x}));

@@ -38,7 +38,7 @@ __attribute__((noinline)) void score_rows(A* s, Index s_row, const A* q, Index r
         for (Index d = 0; d < D; d += n) {
           const Vec<A> y = load(key + d);
           ATTN_UNROLL
-          for (int i = 0; i < R; ++i) sum[i * K + j] += load(row[i] + d) * y;
+          for (int i = 0; i < R; ++i) sum[i * K + j] = multiply_add(load(row[i] + d), y, sum[i * K + j]);
         }
       }
       alignas(64) A sums[std::size_t{n}];

@@ -29,7 +29,7 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* prefe
     for (int r = 0; r < R; ++r) {
       const Vec<A> x = splat(a[r][at]);
       ATTN_UNROLL
-      for (int n = 0; n < N; ++n) sum[r][n] += x * column[n];
+      for (int n = 0; n < N; ++n) sum[r][n] = multiply_add(x, column[n], sum[r][n]);
     }
   }
   // Copy the fields first: the compiler must assume that a store through c changes `product`.
@@ -49,7 +49,10 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* prefe
     ATTN_UNROLL
     for (int r = 0; r < R; ++r, c += c_row, before += before_row) {
       ATTN_UNROLL
-      for (int n = 0; n < N; ++n) store(c + n * lanes<A>, sum[r][n] + load(before + n * lanes<A>) * factor[n]);
+      for (int n = 0; n < N; ++n) {
+        const Vec<A> earlier = load(before + n * lanes<A>);
+        store(c + n * lanes<A>, multiply_add(earlier, factor[n], sum[r][n]));
+      }
     }
   }
 }
