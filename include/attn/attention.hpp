@@ -28,10 +28,12 @@ inline namespace ATTN_EIGEN_ABI {
 struct AttentionOptions {
   std::optional<double> scale = {};  ///< factor on q kT; 1 / sqrt(D) where not set
   double dropout = 0.0;              ///< probability that an attention weight is dropped, in [0,1]
-  std::uint64_t seed = 0;    ///< dropout's random numbers: the same seed, call and position drop the same weights
-  std::uint32_t call = 0;    ///< which use of the seed this is: count it up from step to step
-  bool log_sum_exp = false;  ///< also return log sum exp of the scores, [B,H,S]; -inf where a row has no key
-  bool weights = false;      ///< also return the attention weights after dropout, [B,H,S,T]
+  std::uint64_t seed = 0;      ///< dropout's random numbers: the same seed, call and position drop the same weights
+  std::uint32_t call = 0;      ///< which use of the seed this is: count it up from step to step
+  bool log_sum_exp = false;    ///< also return log sum exp of the scores, [B,H,S]; -inf where a row has no key
+  bool weights = false;        ///< also return the attention weights after dropout, [B,H,S,T]
+  bool mask_gradient = false;  ///< backward: also return the gradient of the additive mask
+  bool score_bias_gradient = false;  ///< backward: also return the gradient of the ScoreBias
   /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
   /// Position::query counts from. KvCache gives it for sequences of unlike length.
   std::span<const Index> query_start = {};

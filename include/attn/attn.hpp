@@ -10,6 +10,7 @@
 #include "position.hpp"
 #include "view.hpp"
 #include "mask.hpp"
+#include "dual.hpp"
 #include "sequence_length.hpp"
 #include "score.hpp"
 #include "philox.hpp"
@@ -38,6 +39,7 @@
 #include "rotary_layout.hpp"
 #include "kv_cache.hpp"
 #include "attention.hpp"
+#include "attention_backward.hpp"
 #include "reference.hpp"
 
 #include "llama_attention_config.hpp"

@@ -174,6 +174,8 @@ class AdditiveMask {
   [[nodiscard]] static constexpr bool keep(Position) { return true; }  // -inf arrives through the bias
   [[nodiscard]] static constexpr Coverage cover(Block) { return Coverage::mixed; }
   [[nodiscard]] T bias(Position at) const { return bias_(at); }
+  /// The tensor's shape, rank 4.
+  [[nodiscard]] const std::array<Index, 4>& shape() const { return bias_.shape(); }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
     bias_.check(function, "AdditiveMask", {batch, heads, queries, keys});
   }

@@ -5,6 +5,7 @@
 // mask. A result of -inf means "never attend".
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "dual.hpp"
 #include "mask.hpp"
 #include "math.hpp"
 
@@ -30,6 +32,10 @@ struct NoScore {
   template <class A>
   constexpr A operator()(A score, Position) const {
     return score;
+  }
+  template <class A>
+  constexpr A derivative(A, Position) const {
+    return A{1};
   }
 };
 
@@ -66,6 +72,39 @@ inline float tanh(float x) {
   return __builtin_bit_cast(float, (beyond & (bits_of(by_exponential) | sign)) | (~beyond & bits_of(by_polynomial)));
 }
 inline double tanh(double x) { return std::tanh(x); }
+
+/// A function that says its own derivative with respect to the score.
+template <class F, class A>
+concept HasDerivative = requires(const F& score, A value, Position at) {
+  { score.derivative(value, at) } -> std::convertible_to<A>;
+};
+/// The score function of a value that depends on another one: by its own derivative where it has one, else by dual numbers.
+template <class A, class F>
+[[nodiscard]] constexpr Dual<A> apply(const F& score, Dual<A> value, Position at) {
+  if constexpr (HasDerivative<F, A>) {
+    return {static_cast<A>(score(value.value, at)),
+            static_cast<A>(score.derivative(value.value, at)) * value.derivative};
+  } else if constexpr (std::invocable<const F&, Dual<A>, Position>) {
+    return score(value, at);
+  } else {
+    return {};  // it was refused
+  }
+}
+/// A score function's result and its derivative.
+template <class A, class F>
+[[nodiscard]] constexpr Dual<A> score_with_derivative(const F& score, A value, Position at) {
+  return apply<A>(score, Dual<A>(value, A{1}), at);
+}
+/// Stops the compilation with a sentence unless F has a derivative.
+template <class F, class A>
+constexpr bool explain_derivative() {
+  constexpr bool has_derivative =
+      !ScoreFunction<F, A> || HasDerivative<F, A> || std::invocable<const F&, Dual<A>, Position>;
+  static_assert(has_derivative,
+                "attn: a score function without a derivative; take its score as `auto`, so that dual numbers can pass "
+                "through it, or give it a member derivative(score, at)");
+  return true;
+}
 
 /// Stops the compilation with a sentence unless F can be a score function for scores of type A. Otherwise true, also after
 /// the sentence: a concept that failed as well would add the compiler's own list of reasons.
@@ -120,6 +159,11 @@ class SoftCap {
     const auto cap = static_cast<A>(cap_);
     return cap * detail::tanh(score / cap);
   }
+  template <class A>
+  A derivative(A score, Position) const {
+    const A y = detail::tanh(score / static_cast<A>(cap_));
+    return 1 - y * y;
+  }
 
  private:
   float cap_;
@@ -149,6 +193,10 @@ class Alibi {
     const auto slope = static_cast<A>(slopes_[static_cast<std::size_t>(at.head)]);
     return score - slope * static_cast<A>(at.query - at.key);
   }
+  template <class A>
+  A derivative(A, Position) const {
+    return A{1};
+  }
   void check(std::string_view function, Index, Index heads, Index, Index) const {
     detail::require(std::ssize(slopes_) == heads, function, "Alibi, expected slopes for ", heads, " heads, got ",
                     std::ssize(slopes_));
@@ -170,6 +218,12 @@ class ScoreBias {
   A operator()(A score, Position at) const {
     return score + static_cast<A>(bias_(at));
   }
+  template <class A>
+  A derivative(A, Position) const {
+    return A{1};
+  }
+  /// The tensor's shape, rank 4.
+  [[nodiscard]] const std::array<Index, 4>& shape() const { return bias_.shape(); }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
     bias_.check(function, "ScoreBias", {batch, heads, queries, keys});
   }
@@ -192,6 +246,14 @@ class Chain {
     std::apply([&](const auto&... function) { ((score = static_cast<A>(function(score, at))), ...); }, functions_);
     return score;
   }
+  template <class A>
+  constexpr Dual<A> operator()(Dual<A> score, Position at) const
+      requires(... && (detail::HasDerivative<Functions, A> || std::invocable<const Functions&, Dual<A>, Position>)) {
+    std::apply([&](const auto&... function) { ((score = detail::apply<A>(function, score, at)), ...); }, functions_);
+    return score;
+  }
+  /// The functions, in their order.
+  [[nodiscard]] constexpr const std::tuple<Functions...>& functions() const { return functions_; }
   void check(std::string_view function, Index batch, Index heads, Index queries, Index keys) const {
     const auto one = [&](const auto& score) {
       if constexpr (detail::HasCheck<std::remove_cvref_t<decltype(score)>>)

@@ -211,6 +211,7 @@ class BroadcastView {
   [[nodiscard]] T operator()(Position at) const {
     return data_[at.batch * stride_[0] + at.head * stride_[1] + at.row * stride_[2] + at.key * stride_[3]];
   }
+  [[nodiscard]] const std::array<Index, 4>& shape() const { return shape_; }
   void check(std::string_view function, std::string_view what, const std::array<Index, 4>& scores) const {
     for (std::size_t axis = 0; axis < 4; ++axis)
       require(shape_[axis] == 1 || shape_[axis] == scores[axis], function, what, " does not broadcast, expected ",

@@ -85,6 +85,28 @@ struct Arithmetic {
   [[nodiscard]] Index padded(Index n) const { return attn::detail::round_up(n, lanes); }
 };
 
+/// A panel of scores [key][query] on the way back: what their gradients are computed from, and where they go.
+template <class A>
+struct ScoreGradients {
+  const A* scores;      ///< masked scores, as the softmax takes them
+  const A* of_weights;  ///< gradient of each weight
+  const A* slopes;      ///< derivative of the score function at each score, or null
+  const A* factors;     ///< what dropout multiplied each weight by, or null
+  const A* shift;       ///< log-sum-exp of each query
+  const A* delta;       ///< weighted mean of its weights' gradients
+  A* weights;           ///< becomes the weights after dropout
+  A* gradients;         ///< becomes the gradients of the scores before the score function; 0 where the weight is 0
+  Index row;            ///< of `weights` and `gradients`, from one key to the next
+};
+
+/// What a backward pass needs of an instruction set besides: apart, so that programs that do not train compile none of it.
+template <class A>
+struct GradientArithmetic {
+  void (*score_gradients)(const ScoreGradients<A>& panel, Index keys, Index vectors);
+  /// sums[row] = the sum over i of a[row][i] b[row][i]; n in whole vectors.
+  void (*row_products)(A* sums, const A* a, Index a_row, const A* b, Index b_row, Index rows, Index n);
+};
+
 /// The score of a key that a query never attends: the lowest finite number, so that -ffast-math cannot break it. All
 /// other scores are above it.
 template <class A>

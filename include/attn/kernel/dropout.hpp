@@ -18,19 +18,29 @@ inline namespace ATTN_UNIT_FLAGS {
           static_cast<std::uint32_t>(first.batch * heads + first.head)};
 }
 
-/// Drops of the weights p[key][row], `rows` of them in whole vectors; `first` is the position of the first weight.
-template <class A>
-void drop_panel(const Arithmetic<A>& arithmetic, A* p, Index p_row, Index keys, Index rows, const DropoutRule& rule,
-                Position first, Index heads) {
+/// Calls use(key, row, n, factors) for the weights [key][row] of a panel, n rows of a key at a time; `first` is the position
+/// of the first weight, `rows` are whole vectors.
+template <class A, class Use>
+void for_dropout_factors(const Arithmetic<A>& arithmetic, Index keys, Index rows, const DropoutRule& rule,
+                         Position first, Index heads, const Use& use) {
   alignas(64) A factors[dropout_group];
   const Index phase = static_cast<std::uint32_t>(first.key) % 4;
   for (Index row = 0; row < rows; row += 16)
     for (Index t = -phase; t < keys; t += 4) {  // four keys share random numbers
       arithmetic.dropout_factors(factors, rule, dropout_place(first, t, row, heads), {0, 1, 0});
       for (Index w = std::max<Index>(0, -t); w < std::min<Index>(4, keys - t); ++w)
-        arithmetic.scale_rows(p + (t + w) * p_row + row, 0, 1, std::min<Index>(16, rows - row),
-                              factors + dropout_index(w));
+        use(t + w, row, std::min<Index>(16, rows - row), factors + dropout_index(w));
     }
+}
+
+/// Drops of the weights p[key][row].
+template <class A>
+void drop_panel(const Arithmetic<A>& arithmetic, A* p, Index p_row, Index keys, Index rows, const DropoutRule& rule,
+                Position first, Index heads) {
+  for_dropout_factors(arithmetic, keys, rows, rule, first, heads, [&](Index key, Index row, Index n, const A* factors) {
+    A* const at = p + key * p_row + row;
+    for (Index i = 0; i < n; ++i) at[i] *= factors[i];
+  });
 }
 
 /// The same for the weights p[key] of one row.

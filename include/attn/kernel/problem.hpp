@@ -66,4 +66,18 @@ struct AttentionProblem {
   }
 };
 
+/// The backward pass of an attention: what forward was told, which wrote y and log_sum_exp, and what is asked for.
+template <class Q, class KV>
+struct AttentionBackwardProblem {
+  using A = AccumulatorOf<Q>;
+
+  AttentionProblem<Q, KV> forward;  ///< its outputs are not looked at
+  Heads<const Q> y;
+  const A* log_sum_exp;  ///< [B,H,S]
+  Heads<const Q> grad_y;
+  const A* grad_log_sum_exp;  ///< [B,H,S], or null
+  Heads<Q> grad_q;
+  Heads<KV> grad_k, grad_v;
+};
+
 }  // namespace attn::kernel

@@ -9,6 +9,7 @@
 #include "scores.inl"
 #include "rules.inl"
 #include "dropout.inl"
+#include "gradients.inl"
 
 template <class A>
 inline constexpr Arithmetic<A> arithmetic{
@@ -21,6 +22,10 @@ inline constexpr Arithmetic<A> arithmetic{
     .transpose = transpose_rows<A, A>,
     .scale_rows = scale_rows<A>,
     .dropout_factors = dropout_factors<A>};
+
+template <class A>
+inline constexpr GradientArithmetic<A> gradient_arithmetic{.score_gradients = score_gradients<A>,
+                                                           .row_products = row_products<A>};
 
 template <class Storage, class A = AccumulatorOf<Storage>>
 inline constexpr Codec<Storage> codec{

@@ -11,13 +11,13 @@ ATTN_INLINE Vec<A> zero_below(A lowest, Vec<A> x, Vec<A> y) {
   return from_bits<A>(bits<A>(y) & kept);
 }
 
-/// e^x for x in [-87, 88], at most 1 ULP off (0.91; tested over every float from -87 to 0); 0 below, and for -inf; NaN
-/// stays NaN. x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial (minimax, relative error 2e-9); times 2^n.
+/// e^x for x in [-87, 88], at most 1 ULP off (0.91; tested over every float from -87 to 0); 0 below `lowest`, and for -inf;
+/// NaN stays NaN. x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial (minimax, relative error 2e-9); times 2^n.
 /// Softmax never asks for x > 0, so there is no clamp above.
 /// exact = false is for weights that are summed: ln2 is one float, which is like a relative change of x by 2.7e-9, a
 /// twentieth of its rounding: 1.25 ULP down to x = -16, 4.5 at -87. It takes 8 % off a softmax.
 template <bool exact = true>
-ATTN_INLINE Vec<float> exp(Vec<float> x) {
+ATTN_INLINE Vec<float> exp(Vec<float> x, float lowest = -87.F) {
   const Vec<float> shifted = opaque(x * 1.44269504F + 12583039.F);  // 1.5 * 2^23 + 127: n + 127 in the low bits
   const Vec<float> n = opaque(shifted - 12583039.F);
   Vec<float> r, high;
@@ -39,11 +39,11 @@ ATTN_INLINE Vec<float> exp(Vec<float> x) {
   y = y + high;
   y = y + 1.F;
 #endif
-  return zero_below(-87.F, x, y * from_bits<float>(bits<float>(shifted) << 23));
+  return zero_below(lowest, x, y * from_bits<float>(bits<float>(shifted) << 23));
 }
 /// The same in double, always exact, for x in [-708, 709], by the Taylor series to the 13th power (error 4e-18).
 template <bool exact = true>
-ATTN_INLINE Vec<double> exp(Vec<double> x) {
+ATTN_INLINE Vec<double> exp(Vec<double> x, double lowest = -708.0) {
   const Vec<double> shifted = opaque(x * 1.4426950408889634 + 6755399441056767.0);  // 1.5 * 2^52 + 1023
   const Vec<double> n = opaque(shifted - 6755399441056767.0);
   Vec<double> r = opaque(x - n * 0.693147180369123816490);
@@ -55,7 +55,7 @@ ATTN_INLINE Vec<double> exp(Vec<double> x) {
   for (int i = 1; i < 12; ++i) y = y * r + factorial[i];
   y = y * (r * r) + r;
   y = y + 1.0;
-  return zero_below(-708.0, x, y * from_bits<double>(bits<double>(shifted) << 52));
+  return zero_below(lowest, x, y * from_bits<double>(bits<double>(shifted) << 52));
 }
 
 /// A score as softmax takes it: -inf becomes `masked_score`, and a score that equals `masked_score` the number above it,

@@ -70,6 +70,16 @@ template <class A>
   return baseline::arithmetic<A>;
 }
 
+/// Those that a backward pass needs besides.
+template <class A>
+[[nodiscard]] const GradientArithmetic<A>& gradient_arithmetic_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::gradient_arithmetic<A>;
+  if (isa == Isa::avx2) return avx2::gradient_arithmetic<A>;
+#endif
+  return baseline::gradient_arithmetic<A>;
+}
+
 /// The conversions of a stored type.
 template <class Storage>
 [[nodiscard]] const Codec<Storage>& codec_of([[maybe_unused]] Isa isa) {
@@ -109,6 +119,20 @@ template <class A, class M, class F>
   if (isa == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel, rules.line = avx2::RulesOf<A, M, F>::line;
   if (isa == Isa::avx512) rules.panel = avx512::RulesOf<A, M, F>::panel, rules.line = avx512::RulesOf<A, M, F>::line;
 #endif
+  return rules;
+}
+
+/// The same for a backward pass.
+template <class A, class M, class F>
+[[nodiscard]] GradientRules<A> gradient_rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
+  GradientRules<A> rules{.forward = rules_of<A>(isa, mask, score), .panel = nullptr};
+  if constexpr (!std::is_same_v<F, NoScore>) {
+    rules.panel = baseline::RulesOf<A, M, F>::panel_and_slopes;
+#if ATTN_X86_TARGETS
+    if (isa == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel_and_slopes;
+    if (isa == Isa::avx512) rules.panel = avx512::RulesOf<A, M, F>::panel_and_slopes;
+#endif
+  }
   return rules;
 }
 
