@@ -8,6 +8,7 @@
 
 #include "attention.hpp"
 #include "kernel/attention_backward.hpp"
+#include "kernel/bias_backward.hpp"
 
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
@@ -15,18 +16,22 @@ inline namespace ATTN_EIGEN_ABI {
 /// What scaled_dot_product_attention_backward returns. Parts that were not asked for are empty.
 template <Scalar T>
 struct AttentionGradients {
-  Tensor<T, 4> q;  ///< [B,H,S,D]
-  Tensor<T, 4> k;  ///< [B,G,T,D]
-  Tensor<T, 4> v;  ///< [B,G,T,Dv]
+  Tensor<T, 4> q;                        ///< [B,H,S,D]
+  Tensor<T, 4> k;                        ///< [B,G,T,D]
+  Tensor<T, 4> v;                        ///< [B,G,T,Dv]
+  Tensor<Accumulator<T>, 4> mask;        ///< of the additive mask, in its own shape at rank 4: options.mask_gradient
+  Tensor<Accumulator<T>, 4> score_bias;  ///< of the ScoreBias, likewise: options.score_bias_gradient
 };
 
 /// Memory of the caller's that gradients are written into. Views left empty are not written. They share memory neither
 /// with each other nor with anything that is read.
 template <Scalar T>
 struct AttentionGradientOutputs {
-  View<T, 4> q;  ///< [B,H,S,D]
-  View<T, 4> k;  ///< [B,G,T,D]
-  View<T, 4> v;  ///< [B,G,T,Dv]
+  View<T, 4> q;                        ///< [B,H,S,D]
+  View<T, 4> k;                        ///< [B,G,T,D]
+  View<T, 4> v;                        ///< [B,G,T,Dv]
+  View<Accumulator<T>, 4> mask;        ///< [B or 1, H or 1, S or 1, T or 1], as the additive mask
+  View<Accumulator<T>, 4> score_bias;  ///< the same, as the ScoreBias
 };
 
 }  // namespace ATTN_EIGEN_ABI
@@ -63,14 +68,16 @@ void check_backward(const AttentionSizes& n, const AttentionBackwardInputs<T>& i
   if (!is_absent(out.q)) require_shape(fn, "gradient of q [B,H,S,D]", out.q, {n.B, n.H, n.S, n.D});
   if (!is_absent(out.k)) require_shape(fn, "gradient of k [B,G,T,D]", out.k, {n.B, n.G, n.T, n.D});
   if (!is_absent(out.v)) require_shape(fn, "gradient of v [B,G,T,Dv]", out.v, {n.B, n.G, n.T, n.Dv});
-  const std::array<Layout, 3> outputs{layout_of("gradient of q", out.q), layout_of("gradient of k", out.k),
-                                      layout_of("gradient of v", out.v)};
-  const std::array<Layout, 6> inputs{qkv[0],
+  const std::array<Layout, 5> outputs{layout_of("gradient of q", out.q), layout_of("gradient of k", out.k),
+                                      layout_of("gradient of v", out.v), layout_of("gradient of the mask", out.mask),
+                                      layout_of("gradient of the ScoreBias", out.score_bias)};
+  const std::array<Layout, 7> inputs{qkv[0],
                                      qkv[1],
                                      qkv[2],
                                      layout_of("grad_output", in.grad_output),
                                      layout_of("output", in.output),
-                                     layout_of("log_sum_exp", in.log_sum_exp)};
+                                     layout_of("log_sum_exp", in.log_sum_exp),
+                                     layout_of("gradient of log_sum_exp", in.grad_log_sum_exp)};
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].reach == 0) continue;
     require(outputs[i].stride.back() == 1 || outputs[i].shape.back() <= 1, fn, outputs[i].name,
@@ -81,8 +88,26 @@ void check_backward(const AttentionSizes& n, const AttentionBackwardInputs<T>& i
   }
 }
 
+/// Checks that there is just one tensor whose gradient is asked for.
+inline void require_one(int tensors, std::string_view what, std::string_view kind) {
+  require(tensors == 1, in_attention_backward, what, ", expected ", kind, ", got ", tensors, " of them");
+}
+template <Scalar T, class M, class F>
+void check_bias_gradients(const AttentionGradientOutputs<T>& out, const M& mask, const F& score) {
+  if (!is_absent(out.mask)) {
+    require_one(additive_masks<M>, "gradient of the mask", "a mask with one tensor that is added to the scores");
+    if constexpr (additive_masks<M> == 1)
+      require_shape(in_attention_backward, "gradient of the mask", out.mask, additive_shape(mask));
+  }
+  if (!is_absent(out.score_bias)) {
+    require_one(score_biases<F>, "gradient of the ScoreBias", "a score function with one ScoreBias");
+    if constexpr (score_biases<F> == 1)
+      require_shape(in_attention_backward, "gradient of the ScoreBias", out.score_bias, bias_shape(score));
+  }
+}
+
 /// Gradients where there is no query or no key.
-template <Scalar T>
+template <class T>
 void set_to_zero(const View<T, 4>& x) {
   for (Index b = 0; b < x.dimension(0) && x.data() != nullptr; ++b)
     for (Index h = 0; h < x.dimension(1); ++h)
@@ -122,6 +147,7 @@ void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutput
   using Stored = kernel::Stored<T>;
   if (n.B * n.H * n.S * n.T == 0) {
     for (const View<T, 4>& x : {out.q, out.k, out.v}) set_to_zero(x);
+    for (const View<Accumulator<T>, 4>& x : {out.mask, out.score_bias}) set_to_zero(x);
     return;
   }
   const kernel::AttentionBackwardProblem<Stored, Stored> problem{
@@ -134,11 +160,17 @@ void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutput
       .grad_k = heads_of(out.k),
       .grad_v = heads_of(out.v)};
   const auto& codec = kernel::codec_of<Stored>(isa);
-  run_attention_backward(
-      problem,
-      {.forward = {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa), .queries = codec, .keys = codec},
-       .gradients = kernel::gradient_arithmetic_of<Accumulator<T>>(isa)},
-      rules);
+  const kernel::AttentionBackwardKernels<Stored, Stored> kernels{
+      .forward = {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa), .queries = codec, .keys = codec},
+      .gradients = kernel::gradient_arithmetic_of<Accumulator<T>>(isa)};
+  run_attention_backward(problem, kernels, rules);
+  const auto add_bias = [&](const View<Accumulator<T>, 4>& gradient, kernel::SlopesPanel<Accumulator<T>> slopes) {
+    if (is_absent(gradient)) return;
+    run_tasks(kernel::BiasGradientTasks<Stored, Stored>(problem, rules.forward, kernels, slopes, heads_of(gradient),
+                                                        gradient.shape()));
+  };
+  add_bias(out.mask, nullptr);
+  add_bias(out.score_bias, rules.bias_slopes);
 }
 
 }  // namespace attn::detail
@@ -162,12 +194,14 @@ void scaled_dot_product_attention_backward_into(
                          values = detail::view_of_argument<T, 4>(v);
   const auto typed_mask = as_mask(mask);
   const auto& typed_score = detail::as_score<A>(score);
+  static_assert(detail::explain_derivative<std::remove_cvref_t<decltype(typed_score)>, A>());
   const detail::AttentionSizes n =
       detail::check_attention<T>(fn, queries, keys, values, typed_mask, typed_score, options, {});
   const detail::AttentionBackwardInputs<T> in{detail::view_of_argument<T, 4>(grad_output), output, log_sum_exp,
                                               grad_log_sum_exp};
   detail::check_backward<T>(
       n, in, out, {detail::layout_of("q", queries), detail::layout_of("k", keys), detail::layout_of("v", values)});
+  detail::check_bias_gradients(out, typed_mask, typed_score);
   const Isa isa = active_isa();
   detail::run_checked_backward<T>(n, out, in, queries, keys, values, isa,
                                   kernel::gradient_rules_of<A>(isa, typed_mask, typed_score), options);
@@ -178,11 +212,15 @@ void scaled_dot_product_attention_backward_into(
 /// S and T, not with their product; blocks that the mask calls empty are never read.
 ///
 /// Shapes: grad_output [B,H,S,Dv]; q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv], mask, score and options as given to the forward
-/// call, and its result, which `options.log_sum_exp = true` made complete -> gradients of the shapes of q, k and v.
-/// Types: sums in float, for double in double; gradients are rounded once to the type of the tensors.
+/// call, and its result, which `options.log_sum_exp = true` made complete -> gradients of the shapes of q, k and v, and of the
+/// additive mask and the ScoreBias where options ask for them.
+/// Types: sums in float, for double in double; gradients are rounded once to the type of the tensors, those of mask and
+/// ScoreBias not at all.
+/// score: differentiated by dual numbers, so that a callable takes its score as `auto`; or by its member derivative(score, at).
 /// Conventions: dropout drops the same weights again. A row with no key left has gradient 0. The number of threads does
 /// not change a bit.
-/// Errors: besides those of the forward call, a result without log-sum-exp, gradients of another shape.
+/// Errors: besides those of the forward call, a result without log-sum-exp, gradients of another shape, a gradient of a
+/// mask or ScoreBias that is not there.
 /// Source: Dao, "FlashAttention-2", 2023, algorithm 2.
 template <detail::TensorArgument<4> dY, detail::TensorArgument<4, detail::ScalarOf<dY>> Q,
           detail::TensorArgument<4, detail::ScalarOf<dY>> K, detail::TensorArgument<4, detail::ScalarOf<dY>> V,
@@ -192,10 +230,29 @@ template <detail::TensorArgument<4> dY, detail::TensorArgument<4, detail::Scalar
     const M& mask = {}, const F& score = {}, const AttentionOptions& options = {},
     View<const Accumulator<detail::ScalarOf<dY>>, 3> grad_log_sum_exp = {}) {
   using T = detail::ScalarOf<dY>;
+  using A = Accumulator<T>;
   AttentionGradients<T> gradients{detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(q).shape()),
                                   detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(k).shape()),
-                                  detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(v).shape())};
-  AttentionGradientOutputs<T> out{View<T, 4>(gradients.q), View<T, 4>(gradients.k), View<T, 4>(gradients.v)};
+                                  detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(v).shape()),
+                                  {},
+                                  {}};
+  AttentionGradientOutputs<T> out{View<T, 4>(gradients.q), View<T, 4>(gradients.k), View<T, 4>(gradients.v), {}, {}};
+  if (options.mask_gradient) {
+    const auto typed_mask = as_mask(mask);
+    constexpr int masks = detail::additive_masks<std::remove_cvref_t<decltype(typed_mask)>>;
+    detail::require_one(masks, "options.mask_gradient", "a mask with one tensor that is added to the scores");
+    if constexpr (masks == 1) {
+      gradients.mask = detail::make_tensor<A, 4>(detail::additive_shape(typed_mask));
+      out.mask = View<A, 4>(gradients.mask);
+    }
+  }
+  if (options.score_bias_gradient) {
+    detail::require_one(detail::score_biases<F>, "options.score_bias_gradient", "a score function with one ScoreBias");
+    if constexpr (detail::score_biases<F> == 1) {
+      gradients.score_bias = detail::make_tensor<A, 4>(detail::bias_shape(score));
+      out.score_bias = View<A, 4>(gradients.score_bias);
+    }
+  }
   scaled_dot_product_attention_backward_into(out, grad_output, q, k, v, result.output, result.log_sum_exp, mask, score,
                                              options, grad_log_sum_exp);
   return gradients;

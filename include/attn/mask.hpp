@@ -232,6 +232,26 @@ struct And {
 
 namespace detail {
 
+/// How many additive masks are joined in M.
+template <class M>
+inline constexpr int additive_masks = 0;
+template <class T>
+inline constexpr int additive_masks<AdditiveMask<T>> = 1;
+template <class A, class B>
+inline constexpr int additive_masks<And<A, B>> = additive_masks<A> + additive_masks<B>;
+/// The shape, rank 4, of the only one.
+template <class T>
+[[nodiscard]] std::array<Index, 4> additive_shape(const AdditiveMask<T>& mask) {
+  return mask.shape();
+}
+template <class A, class B>
+[[nodiscard]] std::array<Index, 4> additive_shape(const And<A, B>& mask) {
+  if constexpr (additive_masks<A> == 1)
+    return additive_shape(mask.a);
+  else
+    return additive_shape(mask.b);
+}
+
 template <class M>
 inline constexpr bool is_boolean_tensor = false;
 template <TensorOfElement<bool> M>

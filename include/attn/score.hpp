@@ -266,4 +266,51 @@ class Chain {
   std::tuple<Functions...> functions_;
 };
 
+namespace detail {
+
+/// How many ScoreBias there are in a score function.
+template <class F>
+inline constexpr int score_biases = 0;
+template <class T>
+inline constexpr int score_biases<ScoreBias<T>> = 1;
+template <class... Functions>
+inline constexpr int score_biases<Chain<Functions...>> = (0 + ... + score_biases<Functions>);
+
+/// A score function of one ScoreBias: its result, and the derivative with respect to the bias.
+template <class A, class T>
+[[nodiscard]] Dual<A> apply_to_bias(const ScoreBias<T>& score, Dual<A> value, Position at) {
+  return {score(value.value, at), A{1}};
+}
+template <class A, class... Functions>
+[[nodiscard]] Dual<A> apply_to_bias(const Chain<Functions...>& chain, Dual<A> value, Position at) {
+  const auto one = [&](const auto& score) {
+    if constexpr (score_biases<std::remove_cvref_t<decltype(score)>> == 1)
+      value = apply_to_bias<A>(score, value, at);
+    else
+      value = apply<A>(score, value, at);
+  };
+  std::apply([&](const auto&... score) { (one(score), ...); }, chain.functions());
+  return value;
+}
+template <class A, class F>
+[[nodiscard]] Dual<A> score_with_bias_derivative(const F& score, A value, Position at) {
+  return apply_to_bias<A>(score, Dual<A>(value, A{0}), at);
+}
+/// The shape, rank 4, of the only ScoreBias.
+template <class T>
+[[nodiscard]] std::array<Index, 4> bias_shape(const ScoreBias<T>& score) {
+  return score.shape();
+}
+template <class... Functions>
+[[nodiscard]] std::array<Index, 4> bias_shape(const Chain<Functions...>& chain) {
+  std::array<Index, 4> shape{};
+  const auto one = [&](const auto& score) {
+    if constexpr (score_biases<std::remove_cvref_t<decltype(score)>> == 1) shape = bias_shape(score);
+  };
+  std::apply([&](const auto&... score) { (one(score), ...); }, chain.functions());
+  return shape;
+}
+
+}  // namespace detail
+
 }  // namespace attn

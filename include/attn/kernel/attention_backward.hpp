@@ -50,7 +50,7 @@ class AttentionBackwardTasks {
     slabs_ = std::max<Index>(1, ceil_div(n_.T, slab_keys_));
     block_ = BackwardBlock<Q, KV>::shape_of(n_, kernels);
     block_.slots = pass == BackwardPass::queries ? 1 : slab_keys_ / step_keys;
-    block_.slopes = rules.panel;
+    block_.slopes = rules.slopes;
     row_blocks_ = ceil_div(n_.S, block_.panels * block_.panel);
   }
 

@@ -32,11 +32,6 @@ struct AttentionBackwardKernels {
   const GradientArithmetic<A>& gradients;
 };
 
-/// A function of GradientRules that computes slopes; null where there are none.
-template <class A>
-using SlopesPanel = void (*)(const Rules<A>&, A* scores, A* slopes, Index keys, Index rows, Position first,
-                             bool masked);
-
 /// A block of queries of one head. Its scores are computed panel by panel, with the keys of one step at a time.
 template <class Q, class KV>
 class BackwardBlock {

@@ -24,12 +24,17 @@ struct Rules {
   bool has_score;  ///< whether there is a score function, so that blocks kept in full pass through these functions too
 };
 
-/// The same for a backward pass, which needs the derivative of the score function besides.
+/// Does what Rules::panel does, and writes the derivative of each score that is kept.
+template <class A>
+using SlopesPanel = void (*)(const Rules<A>&, A* scores, A* slopes, Index keys, Index rows, Position first,
+                             bool masked);
+
+/// The same for a backward pass, which needs derivatives of the score function besides.
 template <class A>
 struct GradientRules {
   Rules<A> forward;
-  /// Does what the forward function does, and writes the score function's derivative at each score; null without one.
-  void (*panel)(const Rules<A>&, A* scores, A* slopes, Index keys, Index rows, Position first, bool masked);
+  SlopesPanel<A> slopes;       ///< with respect to the score before; null without a score function
+  SlopesPanel<A> bias_slopes;  ///< with respect to the ScoreBias; null unless there is just one
 };
 
 /// The part of a block that a mask does not call empty.

@@ -125,12 +125,20 @@ template <class A, class M, class F>
 /// The same for a backward pass.
 template <class A, class M, class F>
 [[nodiscard]] GradientRules<A> gradient_rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
-  GradientRules<A> rules{.forward = rules_of<A>(isa, mask, score), .panel = nullptr};
+  GradientRules<A> rules{.forward = rules_of<A>(isa, mask, score), .slopes = nullptr, .bias_slopes = nullptr};
   if constexpr (!std::is_same_v<F, NoScore>) {
-    rules.panel = baseline::RulesOf<A, M, F>::panel_and_slopes;
+    rules.slopes = baseline::RulesOf<A, M, F>::template panel_and_slopes<baseline::Slopes::score>;
 #if ATTN_X86_TARGETS
-    if (isa == Isa::avx2) rules.panel = avx2::RulesOf<A, M, F>::panel_and_slopes;
-    if (isa == Isa::avx512) rules.panel = avx512::RulesOf<A, M, F>::panel_and_slopes;
+    if (isa == Isa::avx2) rules.slopes = avx2::RulesOf<A, M, F>::template panel_and_slopes<avx2::Slopes::score>;
+    if (isa == Isa::avx512) rules.slopes = avx512::RulesOf<A, M, F>::template panel_and_slopes<avx512::Slopes::score>;
+#endif
+  }
+  if constexpr (detail::score_biases<F> == 1) {
+    rules.bias_slopes = baseline::RulesOf<A, M, F>::template panel_and_slopes<baseline::Slopes::bias>;
+#if ATTN_X86_TARGETS
+    if (isa == Isa::avx2) rules.bias_slopes = avx2::RulesOf<A, M, F>::template panel_and_slopes<avx2::Slopes::bias>;
+    if (isa == Isa::avx512)
+      rules.bias_slopes = avx512::RulesOf<A, M, F>::template panel_and_slopes<avx512::Slopes::bias>;
 #endif
   }
   return rules;
