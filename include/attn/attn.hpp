@@ -29,6 +29,7 @@
 #include "tensor.hpp"
 #include "tensor_argument.hpp"
 
+#include "parameter.hpp"
 #include "softmax.hpp"
 #include "dropout.hpp"
 #include "rms_norm.hpp"

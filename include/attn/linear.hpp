@@ -1,4 +1,4 @@
-// Floor 4. The linear layer y = x WT + b.
+// Floor 4. The linear layer y = x WT + b, forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -7,14 +7,18 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "kernel/linear_backward.hpp"
 #include "kernel/linear_forward.hpp"
 #include "kernel/isa/targets.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "packed_matrix.hpp"
 #include "parallel.hpp"
+#include "parameter.hpp"
 #include "philox.hpp"
 #include "tensor.hpp"
 
@@ -27,6 +31,9 @@ inline namespace ATTN_EIGEN_ABI {
 /// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. A copy is
 /// independent; `share` lets two layers hold the same parameters, so that a change shows in both. A layer that was moved
 /// from has 0 features in and out and refuses to run.
+///
+/// Gradients belong to the parameters: layers that share them add to the same ones, and a copy has a copy of them. Their
+/// memory is taken when they are first needed. What a layer computes does not depend on the number of threads by a bit.
 template <Scalar T>
 class Linear {
  public:
@@ -143,10 +150,76 @@ class Linear {
     return forward(x);
   }
 
+  /// The gradient of the input, and adds those of the weight and the bias to what they are. May follow forward any
+  /// number of times; `x` is what forward was given.
+  /// Shapes: grad_y [..., out], x [..., in] of rank 1 to 4 -> [..., in]. Types: sums in float, for double in double.
+  /// Errors: shapes that do not fit, views whose rows do not lie equally far apart.
+  template <detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  [[nodiscard]] Tensor<T, X::NumDimensions> backward(const G& grad_y, const X& x) {
+    auto grad_x = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
+    backward_into(grad_x, grad_y, x);
+    return grad_x;
+  }
+  /// The same, written into a tensor [..., in] of the caller's. Errors: besides, another shape; one that shares memory
+  /// with x or grad_y.
+  template <class Out, detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  void backward_into(Out&& grad_x, const G& grad_y, const X& x) {
+    run_backward<X::NumDimensions>(View<T, X::NumDimensions>(grad_x), grad_y, x, false);
+  }
+  /// The same, added to what grad_x holds: for an input that several layers read.
+  template <class Out, detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  void backward_add(Out&& grad_x, const G& grad_y, const X& x) {
+    run_backward<X::NumDimensions>(View<T, X::NumDimensions>(grad_x), grad_y, x, true);
+  }
+  /// Adds the gradients of the weight and the bias alone: for an input that needs none. Errors: as backward.
+  template <detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  void add_gradients(const G& grad_y, const X& x) {
+    run_backward<X::NumDimensions>(View<T, X::NumDimensions>(), grad_y, x, false);
+  }
+  /// Throws what `backward_into` would, and does nothing else.
+  template <class Out, detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  void check_backward(Out&& to, const G& of_output, const X& from) const {
+    const View<T, X::NumDimensions> grad_x(to);
+    const View<const T, X::NumDimensions> grad_y(of_output), x(from);
+    check_backward(detail::layout_of("grad_x", grad_x), detail::layout_of("grad_y", grad_y),
+                   detail::layout_of("input", x));
+  }
+
+  /// The gradient of the weight, [out,in]; 0 until a backward pass has added to it.
+  [[nodiscard]] Tensor<Accumulator<T>, 2> weight_gradient() const {
+    if (parameters_ && parameters_->weight_gradient.in() > 0) return parameters_->weight_gradient.get();
+    auto zeros = detail::make_tensor<Accumulator<T>, 2>({out_features(), in_features()});
+    zeros.setZero();
+    return zeros;
+  }
+  /// The gradient of the bias, [out], or an empty tensor.
+  [[nodiscard]] Tensor<Accumulator<T>, 1> bias_gradient() const {
+    Tensor<Accumulator<T>, 1> result(has_bias() ? out_features() : 0);
+    result.setZero();
+    if (has_bias()) std::copy(parameters_->bias_gradient.begin(), parameters_->bias_gradient.end(), result.data());
+    return result;
+  }
+  /// Sets all gradients to 0.
+  void zero_gradients() {
+    if (!parameters_) return;
+    std::ranges::fill(parameters_->weight_gradient.elements(), Accumulator<T>{0});
+    std::ranges::fill(parameters_->bias_gradient, Accumulator<T>{0});
+  }
+  /// The weight and, where there is one, the bias: what an optimiser changes. Errors: a layer that was moved from.
+  [[nodiscard]] std::vector<Parameter<T>> parameters() {
+    make_gradients("Linear::parameters");
+    std::vector<Parameter<T>> all{
+        Parameter<T>("weight", parameters_->weight.elements(), parameters_->weight_gradient.elements())};
+    if (has_bias()) all.emplace_back("bias", parameters_->bias, parameters_->bias_gradient);
+    return all;
+  }
+
  private:
   struct Parameters {
     PackedMatrix<T> weight;
-    AlignedVector<T> bias;  // [out], or empty
+    AlignedVector<T> bias;                         // [out], or empty
+    PackedMatrix<Accumulator<T>> weight_gradient;  // both empty until they are first needed
+    AlignedVector<Accumulator<T>> bias_gradient;
 
     Parameters(Index out, Index in, bool has_bias)
         : weight(out, in), bias(has_bias ? static_cast<std::size_t>(out) : 0, T(0)) {}
@@ -164,29 +237,42 @@ class Linear {
 
   // The shapes of tensors of any rank, as their layouts: so both are compiled once.
 
-  void check_input(Shape shape) const {
-    detail::require(parameters_ != nullptr, "Linear::forward",
-                    "layer, expected one with parameters, got one moved from");
-    detail::require(shape.back() == in_features(), "Linear::forward", "input, expected a last dimension of ",
-                    in_features(), ", got ", shape);
+  void check_input(Shape shape, std::string_view fn = "Linear::forward") const {
+    detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
+    detail::require(shape.back() == in_features(), fn, "input, expected a last dimension of ", in_features(), ", got ",
+                    shape);
   }
-  [[gnu::noinline]] void check(const detail::Layout& x, const detail::Layout& y) const {
-    constexpr auto fn = "Linear::forward";
-    check_input(x.shape);
+  /// Checks the input, and that the output, or its gradient, has the input's shape but for the last dimension.
+  void check_pair(std::string_view fn, const detail::Layout& x, const detail::Layout& y) const {
+    check_input(x.shape, fn);
     const std::size_t rank = x.shape.size();
     std::array<Index, max_rank> expected{};
     std::copy_n(x.shape.data(), rank, expected.data());
     expected[rank - 1] = out_features();
-    detail::require_shape(fn, "output", y.shape, detail::as_shape(expected).first(rank));
+    detail::require_shape(fn, y.name, y.shape, detail::as_shape(expected).first(rank));
     detail::require(detail::row_distance(x.shape, x.stride) >= 0 && detail::row_distance(y.shape, y.stride) >= 0, fn,
                     "views, expected packed ones, or rows that lie equally far apart");
-    detail::require_apart(fn, y, x);
+  }
+  [[gnu::noinline]] void check(const detail::Layout& x, const detail::Layout& y) const {
+    check_pair("Linear::forward", x, y);
+    detail::require_apart("Linear::forward", y, x);
+  }
+  /// grad_x: without memory where it is not asked for.
+  [[gnu::noinline]] void check_backward(const detail::Layout& grad_x, const detail::Layout& grad_y,
+                                        const detail::Layout& x) const {
+    constexpr auto fn = "Linear::backward";
+    check_pair(fn, x, grad_y);
+    if (grad_x.address == 0 && !detail::has_elements(grad_x.shape)) return;
+    detail::require_shape(fn, "grad_x", grad_x.shape, x.shape);
+    detail::require(detail::row_distance(grad_x.shape, grad_x.stride) >= 0, fn,
+                    "grad_x, expected a packed view, or rows that lie equally far apart");
+    detail::require_apart(fn, grad_x, x);
+    detail::require_apart(fn, grad_x, grad_y);
   }
   [[gnu::noinline]] void run(const T* x, const detail::Layout& x_layout, T* y, const detail::Layout& y_layout) const {
     check(x_layout, y_layout);
     using Stored = kernel::Stored<T>;
-    Index rows = 1;
-    for (const Index size : x_layout.shape.first(x_layout.shape.size() - 1)) rows *= size;
+    const Index rows = rows_of(x_layout.shape);
     if (rows == 0) return;
     const kernel::LinearProblem<Stored, Stored> problem{
         .x = kernel::stored(x),
@@ -203,6 +289,54 @@ class Linear {
                                                         .inputs = kernel::codec_of<Stored>(isa),
                                                         .weights = kernel::codec_of<Stored>(isa)};
     detail::run_tasks(kernel::LinearTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
+  }
+
+  template <int Rank>
+  void run_backward(View<T, Rank> grad_x, View<const T, Rank> grad_y, View<const T, Rank> x, bool add) {
+    static_assert(Rank >= 1 && Rank <= 4, "attn: Linear takes tensors of rank 1 to 4");
+    run_backward(grad_x.data(), detail::layout_of("grad_x", grad_x), grad_y.data(), detail::layout_of("grad_y", grad_y),
+                 x.data(), detail::layout_of("input", x), add);
+  }
+  [[gnu::noinline]] void run_backward(T* grad_x, const detail::Layout& grad_x_layout, const T* grad_y,
+                                      const detail::Layout& grad_y_layout, const T* x, const detail::Layout& x_layout,
+                                      bool add) {
+    check_backward(grad_x_layout, grad_y_layout, x_layout);
+    make_gradients("Linear::backward");
+    using Stored = kernel::Stored<T>;
+    const Index rows = rows_of(x_layout.shape);
+    if (rows == 0) return;
+    const kernel::LinearBackwardProblem<Stored, Stored> problem{
+        .x = kernel::stored(x),
+        .weight = kernel::stored(std::as_const(*parameters_).weight.data()),
+        .grad_y = kernel::stored(grad_y),
+        .grad_x = kernel::stored(grad_x),
+        .weight_gradient = parameters_->weight_gradient.elements().data(),
+        .bias_gradient = has_bias() ? parameters_->bias_gradient.data() : nullptr,
+        .rows = rows,
+        .in = in_features(),
+        .out = out_features(),
+        .x_row = detail::row_distance(x_layout.shape, x_layout.stride),
+        .grad_y_row = detail::row_distance(grad_y_layout.shape, grad_y_layout.stride),
+        .grad_x_row = grad_x == nullptr ? 0 : detail::row_distance(grad_x_layout.shape, grad_x_layout.stride),
+        .add = add};
+    kernel::linear_backward(problem);
+  }
+
+  /// Takes the memory of the gradients, if it has not been taken. Errors: a layer that was moved from.
+  void make_gradients(std::string_view fn) {
+    detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
+    Parameters& own = *parameters_;
+    if (own.weight_gradient.in() > 0) return;
+    AlignedVector<Accumulator<T>> bias_gradient(own.bias.size(), Accumulator<T>{0});
+    own.weight_gradient = PackedMatrix<Accumulator<T>>(out_features(), in_features());
+    own.bias_gradient = std::move(bias_gradient);
+  }
+
+  /// The rows of a tensor: the product of all dimensions but the last.
+  [[nodiscard]] static Index rows_of(Shape shape) {
+    Index rows = 1;
+    for (const Index size : shape.first(shape.size() - 1)) rows *= size;
+    return rows;
   }
 
   static constexpr std::size_t max_rank = 4;

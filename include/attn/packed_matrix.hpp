@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "kernel/problem.hpp"
 #include "math.hpp"
@@ -29,6 +30,7 @@ class PackedMatrix {
   [[nodiscard]] Index in() const { return held_->in; }
   /// All panels, one after another.
   [[nodiscard]] const T* data() const { return held_->elements.data(); }
+  [[nodiscard]] std::span<T> elements() { return held_->elements; }
   /// The first element of an output; its other inputs follow, each `width` further.
   [[nodiscard]] T* row(Index o) { return held_->elements.data() + row_offset(o); }
   [[nodiscard]] const T* row(Index o) const { return held_->elements.data() + row_offset(o); }

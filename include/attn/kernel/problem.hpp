@@ -27,6 +27,23 @@ struct LinearProblem {
   Index x_row, y_row;  ///< from one row to the next
 };
 
+/// The backward pass of a linear layer: grad_x = grad_y w, weight_gradient += grad_yT x, bias_gradient += the sum of the
+/// rows of grad_y.
+template <class X, class W>
+struct LinearBackwardProblem {
+  using A = AccumulatorOf<X>;
+
+  const X* x;
+  const W* weight;  ///< as in LinearProblem
+  const X* grad_y;
+  X* grad_x;           ///< [rows, in], or null
+  A* weight_gradient;  ///< in panels, as the weight
+  A* bias_gradient;    ///< [out], or null
+  Index rows, in, out;
+  Index x_row, grad_y_row, grad_x_row;  ///< from one row to the next
+  bool add = false;                     ///< to what grad_x holds
+};
+
 /// Rows of a [B,H,S,D] tensor; the last axis is contiguous.
 template <class T>
 struct Heads {
