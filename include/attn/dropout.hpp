@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "kernel/isa/targets.hpp"
@@ -53,6 +55,18 @@ class Dropout {
   /// Errors: another shape; views with gaps between their rows.
   template <class Y, detail::TensorOfElement<T> X>
   void forward_into(Y&& to, const X& from) const {
+    DropoutRule saved;
+    forward_into(to, from, saved);
+  }
+  /// Both, and saves what backward needs: which elements were dropped. A failed call leaves `saved` as it was.
+  template <detail::TensorOfElement<T> X>
+  [[nodiscard]] Tensor<T, X::NumDimensions> forward(const X& x, DropoutRule& saved) const {
+    auto y = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
+    forward_into(y, x, saved);
+    return y;
+  }
+  template <class Y, detail::TensorOfElement<T> X>
+  void forward_into(Y&& to, const X& from, DropoutRule& saved) const {
     check(to, from);
     constexpr int rank = X::NumDimensions;
     const View<const T, rank> x(from);
@@ -64,15 +78,30 @@ class Dropout {
       give_back(rule);
       throw;
     }
+    saved = rule;
   }
   /// Throws what `forward_into` would, and does nothing else.
   template <class Y, detail::TensorOfElement<T> X>
   void check(Y&& to, const X& from) const {
-    constexpr int rank = X::NumDimensions;
-    static_assert(rank >= 1 && rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
-    const View<const T, rank> x(from);
-    const View<T, rank> y(to);
-    detail::require_packed_pair("Dropout::forward", detail::layout_of("output", y), detail::layout_of("input", x));
+    check_pair("Dropout::forward", View<T, X::NumDimensions>(to), "output", from, "input");
+  }
+
+  /// The gradient of the input: that of the output, dropped and scaled as forward did. Whether the module trains by now
+  /// does not matter. Shapes: grad_y of rank 1 to 4 -> the same shape.
+  template <detail::TensorOfElement<T> G>
+  [[nodiscard]] Tensor<T, G::NumDimensions> backward(const G& grad_y, const DropoutRule& saved) const {
+    auto grad_x = detail::make_tensor<T, G::NumDimensions>(detail::shape_of(grad_y));
+    backward_into(grad_x, grad_y, saved);
+    return grad_x;
+  }
+  /// The same, written into a tensor of the same shape, which may be grad_y itself. Errors: as forward_into.
+  template <class Out, detail::TensorOfElement<T> G>
+  void backward_into(Out&& to, const G& from, const DropoutRule& saved) const {
+    constexpr int rank = G::NumDimensions;
+    const View<T, rank> grad_x(to);
+    const View<const T, rank> grad_y(from);
+    check_pair("Dropout::backward", grad_x, "grad_x", grad_y, "grad_y");
+    run(saved, grad_y.data(), grad_y.size(), grad_x.data());
   }
 
   template <detail::TensorLike X>
@@ -119,6 +148,12 @@ class Dropout {
     }
   };
 
+  template <int Rank>
+  static void check_pair(std::string_view fn, View<T, Rank> to, std::string_view to_name,
+                         std::type_identity_t<View<const T, Rank>> from, std::string_view from_name) {
+    static_assert(Rank >= 1 && Rank <= 4, "attn: Dropout takes tensors of rank 1 to 4");
+    detail::require_packed_pair(fn, detail::layout_of(to_name, to), detail::layout_of(from_name, from));
+  }
   void run(const DropoutRule& rule, const T* x, Index size, T* y) const {
     if (!rule.active()) {
       if (x != y) std::copy_n(x, size, y);

@@ -1,4 +1,4 @@
-// Floor 4. Root mean square normalisation over the last axis.
+// Floor 4. Root mean square normalisation over the last axis, forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -6,11 +6,13 @@
 #include <cmath>
 #include <cstddef>
 #include <string_view>
+#include <vector>
 
 #include "kernel/isa/targets.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
+#include "parameter.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -23,6 +25,7 @@ inline namespace ATTN_EIGEN_ABI {
 /// RMSNorm does. (Hugging Face's Llama rounds before the weight as well.)
 /// Conventions: a row's result depends on that row alone. epsilon is 1e-5 where not given, as in Llama 2; Llama's older
 /// checkpoints have 1e-6, and PyTorch takes the smallest step of the type. One that was moved from refuses to run.
+/// Gradients belong to the module, and a copy has a copy of them.
 /// Source: Zhang, Sennrich, "Root mean square layer normalization", 2019.
 template <Scalar T>
 class RmsNorm {
@@ -74,6 +77,47 @@ class RmsNorm {
     return forward(x);
   }
 
+  /// The gradient of the input, and adds that of the weight to what it is. `x` is what forward was given.
+  /// Shapes: grad_y and x of one shape -> the same. Errors: as forward.
+  template <detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  [[nodiscard]] Tensor<T, X::NumDimensions> backward(const G& grad_y, const X& x) {
+    auto grad_x = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));
+    backward_into(grad_x, grad_y, x);
+    return grad_x;
+  }
+  /// The same, written into a tensor of the same shape, which may be grad_y or x itself. Errors: as forward_into.
+  template <class Out, detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
+  void backward_into(Out&& to, const G& of_output, const X& input) {
+    constexpr int rank = X::NumDimensions;
+    static_assert(rank >= 1 && rank <= 4, "attn: RmsNorm takes tensors of rank 1 to 4");
+    constexpr auto function = "RmsNorm::backward";
+    const View<T, rank> grad_x(to);
+    const View<const T, rank> grad_y(of_output), x(input);
+    detail::require(size() > 0, function, "module, expected one with a weight, got one moved from");
+    detail::require(x.dimension(rank - 1) == size(), function, "input, expected a last dimension of ", size(), ", got ",
+                    detail::as_shape(x.shape()));
+    detail::require_shape(function, "grad_y", detail::as_shape(grad_y.shape()), detail::as_shape(x.shape()));
+    detail::require_packed_pair(function, detail::layout_of("grad_x", grad_x), detail::layout_of("input", x));
+    detail::require_packed_pair(function, detail::layout_of("grad_x", grad_x), detail::layout_of("grad_y", grad_y));
+    make_gradient(function);
+    if (x.size() > 0) run_backward(grad_y.data(), x.data(), x.size() / size(), grad_x.data());
+  }
+
+  /// The gradient of the weight, [size]; 0 until a backward pass has added to it.
+  [[nodiscard]] Tensor<Accumulator<T>, 1> weight_gradient() const {
+    auto gradient = detail::make_tensor<Accumulator<T>, 1>({size()});
+    gradient.setZero();
+    std::copy(held_->gradient.begin(), held_->gradient.end(), gradient.data());
+    return gradient;
+  }
+  /// Sets the gradient to 0.
+  void zero_gradients() { std::fill(held_->gradient.begin(), held_->gradient.end(), A{0}); }
+  /// The weight: what an optimiser changes. Errors: a module that was moved from.
+  [[nodiscard]] std::vector<Parameter<T>> parameters() {
+    make_gradient("RmsNorm::parameters");
+    return {Parameter<T>("weight", held_->weight, held_->gradient)};
+  }
+
  private:
   using A = Accumulator<T>;
   using Codec = kernel::Codec<kernel::Stored<T>>;
@@ -83,6 +127,7 @@ class RmsNorm {
   struct Held {
     AlignedVector<T> weight;
     double epsilon = 0.0;
+    AlignedVector<A> gradient{};  // of the weight; empty until it is first needed
   };
   static AlignedVector<T> checked_weight(Index size) {
     const std::array<Index, 1> shape{size};
@@ -107,7 +152,7 @@ class RmsNorm {
     for (Index first = 0; first < size(); first += block) {
       const Index n = std::min(block, size() - first);
       codec.load(values, n, kernel::stored(x + first), n, 1, n);
-      squares += static_cast<double>(sum_of_squares(values, n));
+      squares += static_cast<double>(detail::dot(values, values, n));
     }
     const auto scale = static_cast<A>(1.0 / std::sqrt(squares / static_cast<double>(size()) + epsilon()));
     for (Index first = 0; first < size(); first += block) {
@@ -118,17 +163,64 @@ class RmsNorm {
       codec.store(kernel::stored(y + first), n, values, n, 1, n);
     }
   }
-  /// In eight sums side by side, which compilers turn into vectors.
-  static A sum_of_squares(const A* x, Index n) {
-    constexpr Index sums = 8;
-    A sum[sums] = {};
-    Index i = 0;
-    for (; i + sums <= n; i += sums)
-      for (Index j = 0; j < sums; ++j) sum[j] += x[i + j] * x[i + j];
-    for (; i < n; ++i) sum[i % sums] += x[i] * x[i];
-    for (Index half = sums / 2; half > 0; half /= 2)
-      for (Index j = 0; j < half; ++j) sum[j] += sum[j + half];
-    return sum[0];
+
+  /// Adds the weight's gradient by blocks of rows, whose sums are added up in order: the same for any number of threads.
+  void run_backward(const T* grad_y, const T* x, Index rows, T* grad_x) {
+    constexpr Index block_rows = 32;
+    const Index blocks = detail::ceil_div(rows, block_rows);
+    const Codec& codec = kernel::codec_of<kernel::Stored<T>>(active_isa());
+    const Workspace::Frame frame;
+    A* const sums = frame.take<A>(blocks * size());
+    const double work = 8.0 * static_cast<double>(rows * size());
+    detail::run_tasks(blocks, work, 0, [&](Index task, std::byte*) {
+      A* const of_block = sums + task * size();
+      std::fill_n(of_block, size(), A{0});
+      for (Index row = task * block_rows; row < std::min(rows, (task + 1) * block_rows); ++row)
+        backward_row(codec, grad_y + row * size(), x + row * size(), of_block, grad_x + row * size());
+    });
+    detail::run_tasks(detail::ceil_div(size(), block), work / block_rows, 0, [&](Index task, std::byte*) {
+      const Index first = task * block, n = std::min(block, size() - first);
+      double total[block] = {};
+      for (Index b = 0; b < blocks; ++b)
+        for (Index i = 0; i < n; ++i) total[i] += static_cast<double>(sums[b * size() + first + i]);
+      A* const gradient = held_->gradient.data() + first;
+      for (Index i = 0; i < n; ++i) gradient[i] = static_cast<A>(static_cast<double>(gradient[i]) + total[i]);
+    });
+  }
+  /// With r = 1 / sqrt(mean of x^2 + epsilon) and g = grad_y weight: grad_x = r g - x r^3 (mean of g x), and
+  /// weight_sums += grad_y x r.
+  void backward_row(const Codec& codec, const T* grad_y, const T* x, A* weight_sums, T* grad_x) const {
+    A values[block], gradients[block], weights[block];
+    const auto load = [&](Index first) {
+      const Index n = std::min(block, size() - first);
+      codec.load(values, n, kernel::stored(x + first), n, 1, n);
+      codec.load(gradients, n, kernel::stored(grad_y + first), n, 1, n);
+      codec.load(weights, n, kernel::stored(held_->weight.data() + first), n, 1, n);
+      return n;
+    };
+    double squares = 0.0, products = 0.0;
+    for (Index first = 0; first < size(); first += block) {
+      const Index n = load(first);
+      for (Index i = 0; i < n; ++i) gradients[i] *= weights[i];
+      squares += static_cast<double>(detail::dot(values, values, n));
+      products += static_cast<double>(detail::dot(gradients, values, n));
+    }
+    const double mean = squares / static_cast<double>(size()) + epsilon(), root = 1.0 / std::sqrt(mean);
+    const auto scale = static_cast<A>(root),
+               slope = static_cast<A>(root / mean * products / static_cast<double>(size()));
+    for (Index first = 0; first < size(); first += block) {
+      const Index n = load(first);
+      for (Index i = 0; i < n; ++i) {
+        weight_sums[first + i] += gradients[i] * (scale * values[i]);
+        gradients[i] = scale * (gradients[i] * weights[i]) - slope * values[i];
+      }
+      codec.store(kernel::stored(grad_x + first), n, gradients, n, 1, n);
+    }
+  }
+  /// Takes the memory of the gradient, if it has not been taken.
+  void make_gradient(std::string_view function) {
+    detail::require(size() > 0, function, "module, expected one with a weight, got one moved from");
+    if (held_->gradient.empty()) held_->gradient = AlignedVector<A>(held_->weight.size(), A{0});
   }
 
   detail::EmptyWhenMoved<Held> held_;

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <utility>
 
 #include "executor.hpp"
@@ -60,7 +61,7 @@ class Rotary {
   /// contiguous, elements that are repeated by a stride of 0.
   template <Scalar T>
   void apply(View<T, 4> x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    rotate<T, 1>({x}, {detail::layout_of("view", x)}, start, lengths);
+    rotate<T, 1, false>({x}, {detail::layout_of("view", x)}, start, lengths);
   }
   template <detail::TensorArgument<4> X>
   void apply(X& x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
@@ -71,11 +72,35 @@ class Rotary {
   /// Errors: besides, keys of another B or S than the queries, or that share memory with them.
   template <Scalar T>
   void apply(View<T, 4> q, View<T, 4> k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    rotate<T, 2>({q, k}, {detail::layout_of("queries", q), detail::layout_of("keys", k)}, start, lengths);
+    rotate<T, 2, false>({q, k}, {detail::layout_of("queries", q), detail::layout_of("keys", k)}, start, lengths);
   }
   template <TensorOf<4> Q, TensorOf<4> K>
   void apply(Q& q, K& k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
     apply(View<detail::Element<Q>, 4>(q), View<detail::Element<Q>, 4>(k), start, lengths);
+  }
+
+  /// Turns the gradient [B,H,S,D] of what `apply` wrote into that of what it read, in place: the transpose of the
+  /// rotation, scaled alike. Positions, lengths and errors: as for apply.
+  template <Scalar T>
+  void backward(View<T, 4> grad, std::span<const Index> start, std::span<const Index> lengths = {}) const {
+    rotate<T, 1, true>({grad}, {detail::layout_of("gradient", grad)}, start, lengths);
+  }
+  template <detail::TensorArgument<4> G>
+  void backward(G& grad, std::span<const Index> start, std::span<const Index> lengths = {}) const {
+    if constexpr (TensorOf<G, 4>) backward(View<detail::Element<G>, 4>(grad), start, lengths);
+  }
+  /// The same of the gradients of queries [B,H,S,D] and keys [B,G,S,D], computing each angle once.
+  template <Scalar T>
+  void backward(View<T, 4> grad_q, View<T, 4> grad_k, std::span<const Index> start,
+                std::span<const Index> lengths = {}) const {
+    rotate<T, 2, true>(
+        {grad_q, grad_k},
+        {detail::layout_of("gradient of queries", grad_q), detail::layout_of("gradient of keys", grad_k)}, start,
+        lengths);
+  }
+  template <TensorOf<4> Q, TensorOf<4> K>
+  void backward(Q& grad_q, K& grad_k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
+    backward(View<detail::Element<Q>, 4>(grad_q), View<detail::Element<Q>, 4>(grad_k), start, lengths);
   }
 
  private:
@@ -88,16 +113,18 @@ class Rotary {
   };
   using RotateToken = detail::FunctionRef<const Angles&>;
 
-  template <Scalar T, std::size_t n>
+  /// Back: by the opposite angles.
+  template <Scalar T, std::size_t n, bool back>
   void rotate(const std::array<View<T, 4>, n>& views, const std::array<detail::Layout, n>& layouts,
               std::span<const Index> start, std::span<const Index> lengths) const {
-    (this->*for_each_token_)({layouts.data(), n}, start, lengths, [&](const Angles& token) {
+    constexpr auto function = back ? "Rotary::backward" : "Rotary::apply";
+    (this->*for_each_token_)(function, {layouts.data(), n}, start, lengths, [&](const Angles& token) {
       for (const View<T, 4>& x : views)
-        for (Index h = 0; h < x.dimension(1); ++h) rotate_row(&x(token.b, h, token.s, 0), token);
+        for (Index h = 0; h < x.dimension(1); ++h) rotate_row<back>(&x(token.b, h, token.s, 0), token);
     });
   }
 
-  template <class T>
+  template <bool back, class T>
   void rotate_row(T* row, const Angles& token) const {
     using A = Accumulator<T>;
     const bool interleaved = config().layout == RotaryLayout::interleaved;
@@ -106,18 +133,18 @@ class Rotary {
       T& first = row[interleaved ? 2 * i : i];
       T& second = row[interleaved ? 2 * i + 1 : i + count];
       const A u = static_cast<A>(first), v = static_cast<A>(second);
-      const A c = static_cast<A>(token.cosine[i]), s = static_cast<A>(token.sine[i]);
+      const A c = static_cast<A>(token.cosine[i]), s = static_cast<A>(back ? -token.sine[i] : token.sine[i]);
       first = static_cast<T>(u * c - v * s);
       second = static_cast<T>(v * c + u * s);
     }
   }
 
   /// Checks, and computes the angles of each token, by which `rotate_token` then rotates its heads in all views.
-  void for_each_token(std::span<const detail::Layout> views, std::span<const Index> start,
+  void for_each_token(std::string_view fn, std::span<const detail::Layout> views, std::span<const Index> start,
                       std::span<const Index> lengths, RotateToken rotate_token) const {
     const Index B = views[0].shape[0], S = views[0].shape[2];
-    check_views(views);
-    check_positions(B, S, start, lengths);
+    check_views(fn, views);
+    check_positions(fn, B, S, start, lengths);
     Index heads = 0;
     for (const detail::Layout& x : views) heads += x.shape[1];
     if (B == 0 || S == 0 || heads == 0) return;
@@ -157,9 +184,7 @@ class Rotary {
 
   // ---- Checks ----
 
-  static constexpr auto fn = "Rotary::apply";
-
-  void check_views(std::span<const detail::Layout> views) const {
+  void check_views(std::string_view fn, std::span<const detail::Layout> views) const {
     detail::require(head_size() > 0, fn, "rotary, expected one with a head size, got one moved from");
     for (const detail::Layout& x : views) {
       detail::require(x.shape[3] == head_size(), fn, "last dimension, expected ", head_size(), ", got ", x.shape);
@@ -171,7 +196,8 @@ class Rotary {
       if (&x != &first) detail::require_apart(fn, x, first);
     }
   }
-  static void check_positions(Index B, Index S, std::span<const Index> start, std::span<const Index> lengths) {
+  static void check_positions(std::string_view fn, Index B, Index S, std::span<const Index> start,
+                              std::span<const Index> lengths) {
     detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ",
                     std::ssize(start));
     for (const Index position : start) {
@@ -188,8 +214,8 @@ class Rotary {
 
   detail::EmptyWhenMoved<detail::RotaryFrequencies> frequencies_;
   /// Only constructors name the function: where a program makes no Rotary, modules that could use one do not compile it.
-  void (Rotary::*for_each_token_)(std::span<const detail::Layout>, std::span<const Index>, std::span<const Index>,
-                                  RotateToken) const = &Rotary::for_each_token;
+  void (Rotary::*for_each_token_)(std::string_view, std::span<const detail::Layout>, std::span<const Index>,
+                                  std::span<const Index>, RotateToken) const = &Rotary::for_each_token;
 };
 
 /// A RotaryConfig or none, used as a std::optional of it.

@@ -181,7 +181,7 @@ template <class T, int Rank>
 }
 /// What modules ask of the tensors they read and write row after row: packed, and the same one or apart.
 [[gnu::noinline]] inline void require_packed_pair(std::string_view function, const Layout& y, const Layout& x) {
-  require_shape(function, "output", y.shape, x.shape);
+  require_shape(function, y.name, y.shape, x.shape);
   require(is_packed(x.shape, x.stride) && is_packed(y.shape, y.stride), function, "views, expected packed tensors");
   if (x.address != y.address) require_apart(function, y, x);
 }
