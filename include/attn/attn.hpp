@@ -44,4 +44,6 @@
 #include "reference.hpp"
 
 #include "llama_attention_config.hpp"
+#include "llama_activations.hpp"
 #include "llama_attention.hpp"
+#include "llama_attention_backward.hpp"

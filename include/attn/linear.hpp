@@ -113,6 +113,8 @@ class Linear {
     parameters_ = other.parameters_;
   }
   [[nodiscard]] bool shares_with(const Linear& other) const { return parameters_ && parameters_ == other.parameters_; }
+  /// What tells parameters apart: the same for all layers that share them.
+  [[nodiscard]] const void* identity() const { return parameters_.get(); }
 
   /// Shapes: x [..., in] of rank 1 to 4 -> [..., out]. Types: sums in float, for double in double.
   /// Errors: another last dimension.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -10,14 +11,17 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "attention.hpp"
 #include "dropout.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
+#include "llama_activations.hpp"
 #include "llama_attention_config.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parameter.hpp"
 #include "philox.hpp"
 #include "rotary.hpp"
 #include "scratch.hpp"
@@ -168,6 +172,63 @@ class LlamaAttention {
     return result;
   }
 
+  // ---- Training ----
+
+  using Activations = LlamaActivations<T>;
+
+  /// Computes y [B,S,E] of x [B,S,E] and keeps in `saved` what backward needs.
+  /// Errors: as forward without a cache; `saved` is empty afterwards.
+  template <detail::TensorArgument<3, T> X, MaskArgument M>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, Activations& saved) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
+    auto y = detail::make_tensor<T, 3>(x.shape());
+    run_saving(y, x, mask, saved);
+    return y;
+  }
+  template <detail::TensorArgument<3, T> X, MaskArgument M>
+  void forward_into(View<T, 3> y, const X& input, const M& mask, Activations& saved) const {
+    run_saving(y, detail::view_of_argument<T, 3>(input), mask, saved);
+  }
+  /// There is no backward pass through the tokens in a cache.
+  template <class X, class M>
+  Tensor<T, 3> forward(const X&, const M&, CacheRef<T>, Activations&) const {
+    static_assert(!std::same_as<X, X>,
+                  "attn: a cache together with activations; backward goes through the tokens of one call, so train "
+                  "without a cache: forward(x, mask, saved)");
+    return {};
+  }
+
+  /// The gradient of the input, of a sum over the output weighted by grad_y; adds those of the parameters to what they are.
+  /// May follow forward any number of times.
+  ///
+  /// Shapes: grad_y [B,S,E] -> [B,S,E]; grad_mask, where given, is written: the gradient of the additive mask, in its own
+  /// shape at rank 4.
+  /// Types: sums and parameters' gradients in float, for double in double.
+  /// Conventions: dropout drops what forward dropped. The number of threads does not change a bit.
+  /// Errors, before any work: activations that are empty or of another module, another shape, a gradient of a mask without
+  /// a tensor.
+  template <detail::TensorArgument<3, T> G = View<const T, 3>>
+  [[nodiscard]] Tensor<T, 3> backward(const G& grad_y, const Activations& saved,
+                                      View<Accumulator<T>, 4> grad_mask = {}) {
+    const auto gradient = detail::view_of_argument<T, 3>(grad_y);
+    auto grad_x = detail::make_tensor<T, 3>(gradient.shape());
+    run_backward(grad_x, gradient, saved, grad_mask);
+    return grad_x;
+  }
+  /// The same, written into a tensor [B,S,E] of the caller's that does not overlap grad_y.
+  template <detail::TensorArgument<3, T> G = View<const T, 3>>
+  void backward_into(View<T, 3> grad_x, const G& grad_y, const Activations& saved,
+                     View<Accumulator<T>, 4> grad_mask = {}) {
+    run_backward(grad_x, detail::view_of_argument<T, 3>(grad_y), saved, grad_mask);
+  }
+
+  /// All parameters, "query.weight" to "out_proj.bias"; those that two projections share once.
+  [[nodiscard]] std::vector<Parameter<T>> parameters();
+  /// Sets the gradients of all parameters to 0.
+  void zero_gradients() {
+    for (Linear<T>* layer : projections()) layer->zero_gradients();
+  }
+
   template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
   [[nodiscard]] Tensor<T, 3> operator()(const X& x, const M& mask = {}, CacheRef<T> cache = {}) const {
     return forward(x, mask, cache);
@@ -256,19 +317,7 @@ class LlamaAttention {
 
   // ---- Steps ----
 
-  /// What the steps of a call hand on to each other: views of memory that a workspace frame holds, or a caller who wants
-  /// to keep it.
-  struct Intermediates {
-    View<T, 3> q;               ///< queries [B,S,H*D]
-    View<T, 3> k;               ///< keys of this call [B,S,G*D]
-    View<T, 3> v;               ///< values of this call [B,S,G*D]
-    View<T, 3> context;         ///< what attention makes of them [B,S,H*D]
-    std::span<Index> start;     ///< position of each sequence's first token
-    std::span<Index> lengths;   ///< length of each sequence, with this call
-    std::span<Index> unpadded;  ///< the same without padding, where rotary asks for it; else empty
-    View<const T, 4> keys;      ///< what queries attend to [B,G,T,D]: k, or the cache that k was appended to
-    View<const T, 4> values;    ///< their values [B,G,T,D]
-  };
+  using Intermediates = LlamaIntermediates<T>;
 
   /// Lays intermediates out in memory; without memory, measures how much they take.
   Intermediates lay_out(detail::Scratch& memory, Index B, Index S) const {
@@ -280,20 +329,21 @@ class LlamaAttention {
             .context = tokens(query_size()),
             .start = sequences(B),
             .lengths = sequences(B),
-            .unpadded = sequences(rotary_ && S > rotary_->same_up_to() ? B : 0),
-            .keys = {},
-            .values = {}};
+            .unpadded = sequences(rotary_ && S > rotary_->same_up_to() ? B : 0)};
   }
   Intermediates begin(const Workspace::Frame& frame, Index B, Index S, const KvCache<T>* cache) const {
     detail::Scratch measured;
     lay_out(measured, B, S);
     detail::Scratch memory(frame.take<std::byte>(measured.size()));
     const Intermediates call = lay_out(memory, B, S);
+    set_lengths(call, S, cache);
+    return call;
+  }
+  static void set_lengths(const Intermediates& call, Index S, const KvCache<T>* cache) {
     for (std::size_t b = 0; b < call.start.size(); ++b) {
       call.start[b] = cache != nullptr ? cache->lengths()[b] : 0;
       call.lengths[b] = call.start[b] + S;
     }
-    return call;
   }
 
   /// Not inlined: four calls would compile the same checks four times.
@@ -332,39 +382,55 @@ class LlamaAttention {
     call.keys = cache->keys(S), call.values = cache->values(S);
   }
 
-  /// Attention of all queries over all keys, under a mask as kernels see it.
-  void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
-              const DropoutRule& dropout, View<T, 4> weights) const {
+  [[nodiscard]] AttentionOptions attention_options(const Intermediates& call) const {
+    const DropoutRule& dropout = call.attention_dropout;
     AttentionOptions options;
     options.query_start = call.start;
     if (dropout.active())
       options.dropout = attention_dropout_.p(), options.seed = dropout.seed, options.call = dropout.call;
-    const AttentionOutputs<T> out{split_heads(call.context, sizes.H), {}, weights};
+    return options;
+  }
+
+  /// Attention of all queries over all keys, under a mask as kernels see it.
+  void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
+              View<T, 4> weights) const {
+    const AttentionOptions options = attention_options(call);
+    const AttentionOutputs<T> out{split_heads(call.context, sizes.H), call.log_sum_exp, weights};
     detail::run_checked<T>(sizes, out, split_heads(call.q, sizes.H), call.keys, call.values, mask.isa, mask.rules,
                            options);
   }
 
-  void output(const View<T, 3>& y, const Intermediates& call) const {
+  void output(const View<T, 3>& y, Intermediates& call) const {
     multiply(out_proj_, y, call.context);
-    projection_dropout_.forward_into(y, View<const T, 3>(y));
+    projection_dropout_.forward_into(y, View<const T, 3>(y), call.projection_dropout);
   }
 
   /// All steps. They are compiled once: only the mask, in three functions for the kernels, depends on its type.
   void run_steps(const View<T, 3>& y, View<const T, 3> x, Intermediates& call, const BoundMask& mask, KvCache<T>* cache,
                  View<T, 4> weights) const {
     const detail::AttentionSizes sizes = attention_sizes(x, cache);
-    const DropoutRule dropout = attention_dropout_.next_rule();
+    call.attention_dropout = attention_dropout_.next_rule();
     try {
       project(call, x);
       rotate(call);
       append(call, cache);
-      attend(call, sizes, mask, dropout, weights);
+      attend(call, sizes, mask, weights);
       output(y, call);
     } catch (...) {
-      attention_dropout_.give_back(dropout);
+      attention_dropout_.give_back(call.attention_dropout);
       throw;
     }
     if (cache != nullptr) cache->commit(x.dimension(1));  // cannot fail
+  }
+
+  /// The mask, the module's window and the ends of the sequences joined. Computes the lengths that rotary asks for.
+  template <class M>
+  auto join(const M& mask, const Intermediates& call, Index S, const Padding& ends) const {
+    for (std::size_t b = 0; b < call.unpadded.size(); ++b)
+      call.unpadded[b] =
+          detail::length_seen<Accumulator<T>>(mask, static_cast<Index>(b), config_->num_attention_heads, S);
+    const SlidingWindow window = config_->window ? SlidingWindow(*config_->window) : SlidingWindow::unlimited();
+    return mask & window & ends;
   }
 
   /// One call: checks, then steps under the mask, the module's window and the ends of the sequences joined.
@@ -372,18 +438,26 @@ class LlamaAttention {
   void run(const View<T, 3>& y, View<const T, 3> x, const M& given, KvCache<T>* cache, View<T, 4> weights) const {
     const auto mask = as_mask(given);
     check(y, x, cache);
-    const Index B = x.dimension(0), S = x.dimension(1), H = config_->num_attention_heads;
+    const Index B = x.dimension(0), S = x.dimension(1);
     if constexpr (detail::HasCheck<decltype(mask)>)
-      mask.check(in_forward, B, H, S, S + (cache != nullptr ? cache->max_length() : 0));
+      mask.check(in_forward, B, config_->num_attention_heads, S, S + (cache != nullptr ? cache->max_length() : 0));
     const Workspace::Frame frame;
     Intermediates call = begin(frame, B, S, cache);
-    for (std::size_t b = 0; b < call.unpadded.size(); ++b)
-      call.unpadded[b] = detail::length_seen<Accumulator<T>>(mask, static_cast<Index>(b), H, S);
-    const SlidingWindow window = config_->window ? SlidingWindow(*config_->window) : SlidingWindow::unlimited();
-    const auto joined = mask & window & (cache != nullptr ? Padding(call.lengths) : Padding());
+    const auto joined = join(mask, call, S, cache != nullptr ? Padding(call.lengths) : Padding());
     const Isa isa = active_isa();
     run_steps(y, x, call, {isa, kernel::rules_of<Accumulator<T>>(isa, joined, NoScore())}, cache, weights);
   }
+
+  // ---- Training: in llama_attention_backward.hpp ----
+
+  void lay_out(Activations& saved, Index B, Index S) const;
+  template <class M>
+  void run_saving(const View<T, 3>& y, View<const T, 3> x, const M& mask, Activations& saved) const;
+  void check_backward(const View<T, 3>& grad_x, View<const T, 3> grad_y, const Activations& saved,
+                      const View<Accumulator<T>, 4>& grad_mask) const;
+  void run_backward(const View<T, 3>& grad_x, View<const T, 3> grad_y, const Activations& saved,
+                    const View<Accumulator<T>, 4>& grad_mask);
+  [[nodiscard]] std::array<const void*, 4> layer_identities() const;
 
   detail::EmptyWhenMoved<LlamaAttentionConfig> config_;
   std::shared_ptr<const Rotary> rotary_;  // null without rotary
@@ -397,3 +471,5 @@ class LlamaAttention {
 
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn
+
+#include "llama_attention_backward.hpp"
