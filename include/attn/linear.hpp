@@ -217,6 +217,8 @@ class Linear {
   }
 
  private:
+  using Stored = kernel::Stored<T>;
+
   struct Parameters {
     PackedMatrix<T> weight;
     AlignedVector<T> bias;                         // [out], or empty
@@ -273,7 +275,6 @@ class Linear {
   }
   [[gnu::noinline]] void run(const T* x, const detail::Layout& x_layout, T* y, const detail::Layout& y_layout) const {
     check(x_layout, y_layout);
-    using Stored = kernel::Stored<T>;
     const Index rows = rows_of(x_layout.shape);
     if (rows == 0) return;
     const kernel::LinearProblem<Stored, Stored> problem{
@@ -286,10 +287,7 @@ class Linear {
         .out = out_features(),
         .x_row = detail::row_distance(x_layout.shape, x_layout.stride),
         .y_row = detail::row_distance(y_layout.shape, y_layout.stride)};
-    const Isa isa = active_isa();
-    const kernel::LinearKernels<Stored, Stored> kernels{.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
-                                                        .inputs = kernel::codec_of<Stored>(isa),
-                                                        .weights = kernel::codec_of<Stored>(isa)};
+    const kernel::LinearKernels<Stored, Stored> kernels = active_kernels();
     detail::run_tasks(kernel::LinearTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
   }
 
@@ -304,7 +302,6 @@ class Linear {
                                       bool add) {
     check_backward(grad_x_layout, grad_y_layout, x_layout);
     make_gradients("Linear::backward");
-    using Stored = kernel::Stored<T>;
     const Index rows = rows_of(x_layout.shape);
     if (rows == 0) return;
     const kernel::LinearBackwardProblem<Stored, Stored> problem{
@@ -321,7 +318,9 @@ class Linear {
         .grad_y_row = detail::row_distance(grad_y_layout.shape, grad_y_layout.stride),
         .grad_x_row = grad_x == nullptr ? 0 : detail::row_distance(grad_x_layout.shape, grad_x_layout.stride),
         .add = add};
-    kernel::linear_backward(problem);
+    const kernel::LinearKernels<Stored, Stored> kernels = active_kernels();
+    detail::run_tasks(
+        kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
   }
 
   /// Takes the memory of the gradients, if it has not been taken. Errors: a layer that was moved from.
@@ -334,6 +333,12 @@ class Linear {
     own.bias_gradient = std::move(bias_gradient);
   }
 
+  [[nodiscard]] static kernel::LinearKernels<Stored, Stored> active_kernels() {
+    const Isa isa = active_isa();
+    return {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
+            .inputs = kernel::codec_of<Stored>(isa),
+            .weights = kernel::codec_of<Stored>(isa)};
+  }
   /// The rows of a tensor: the product of all dimensions but the last.
   [[nodiscard]] static Index rows_of(Shape shape) {
     Index rows = 1;

@@ -1,34 +1,257 @@
-// Floor 2. The backward pass of the linear layer.
+// Floor 2. The backward pass of the linear layer: two products over the packed layout.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+
 #include "../error.hpp"
+#include "../scratch.hpp"
+#include "arithmetic.hpp"
+#include "codec.hpp"
+#include "gemm.hpp"
+#include "linear_forward.hpp"
 #include "problem.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
+/// The weight as grad_x = grad_y w reads it: panels of inputs, transposed out of the panels of outputs, part by part. Here
+/// as in LinearTasks, `input` counts what is summed over: the outputs of the layer.
+template <class W>
+struct BackwardPanels {
+  using A = AccumulatorOf<W>;
+  static constexpr Index width = panel_width<W>;
+  static constexpr Index depth_unit = width, max_depth = 480 / width * width;
+  static constexpr Index max_block_rows = 384;  // each block transposes the weight anew
+  static constexpr bool is_copied = true;
+
+  const W* weight;
+  Index in;  ///< of the layer: panels of outputs are in * width elements apart
+
+  [[nodiscard]] const W* at(Index panel, Index output) const { return weight + (output * in + panel * width * width); }
+  [[nodiscard]] const A* read(const Codec<W>& codec, Index panel, Index output, Index outputs, A* copy) const {
+    const Index inputs = std::min(width, in - panel * width);
+    for (Index o = 0; o < outputs; o += width)
+      codec.load_transposed(copy + o * width, width, at(panel, output + o), width, inputs,
+                            std::min(width, outputs - o));
+    return copy;
+  }
+  [[nodiscard]] Prefetch ahead(Index panel, Index output, Index outputs, Index passes) const {
+    return Prefetch::of(at(panel, output), in * width, width * width / passes, ceil_div(outputs, width));
+  }
+};
+
+/// The plan of the parameters' gradients. A task is a group of panels of outputs by a block of inputs:
+///   for each part of at most 512 rows:   its columns of x are copied, a tile's inputs of all rows side by side
+///     for each panel of the group:       its columns of grad_y, up to 96 KB, are copied and stay in L2
+///       for each tile:                   gradient += xT grad_y, where the tile's rows are inputs
+///       and, of the first block:         bias gradient += ones grad_y
+/// Sums run part by part in the order of the rows whatever the cut, so it may depend on the number of threads.
 template <class X, class W>
-void linear_backward(const LinearBackwardProblem<X, W>& p) {
+class LinearGradientTasks {
   using A = AccumulatorOf<X>;
-  constexpr Index width = panel_width<W>;
-  for (Index r = 0; r < p.rows; ++r)
-    for (Index o = 0; o < p.out; ++o) {
-      const A g = static_cast<A>(p.grad_y[r * p.grad_y_row + o]);
-      if (p.bias_gradient != nullptr) p.bias_gradient[o] += g;
-      for (Index i = 0; i < p.in; ++i) {
-        const Index at = (o / width * p.in + i) * width + o % width;
-        p.weight_gradient[at] += g * static_cast<A>(p.x[r * p.x_row + i]);
+  static constexpr Index width = panel_width<W>;
+  static constexpr Index max_depth = 512;          // rows of a part
+  static constexpr Index max_block_inputs = 1024;  // copies of 2 MB
+  static constexpr Index unit = 4;                 // a tile's rows are a multiple of this
+  static constexpr Index copied_rows = 16;         // rows copied side by side
+  static constexpr Index bias_rows = 32;           // rows that are summed in A before they join a sum in double
+
+ public:
+  LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index tasks)
+      : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic), tile_rows_(arithmetic_.tile_rows()) {
+    depth_ = round_up(ceil_div(problem.rows, ceil_div(problem.rows, max_depth)), unit);
+    input_blocks_ = ceil_div(problem.in, max_block_inputs);
+    block_inputs_ = round_up(ceil_div(problem.in, input_blocks_), tile_rows_);
+    input_blocks_ = ceil_div(problem.in, block_inputs_);
+    const Index panels = ceil_div(problem.out, width);
+    group_panels_ = ceil_div(panels, std::min(panels, ceil_div(tasks, input_blocks_)));
+    groups_ = ceil_div(panels, group_panels_);
+  }
+
+  [[nodiscard]] Index tasks() const { return input_blocks_ * groups_; }
+  [[nodiscard]] Index scratch_size() const {
+    Scratch measured;
+    Buffers(*this, measured);
+    return measured.size();
+  }
+
+  void run(Index task, Scratch scratch) const {
+    const Buffers buffers(*this, scratch);
+    Part part{.first_input = task % input_blocks_ * block_inputs_};
+    part.inputs = std::min(block_inputs_, problem_.in - part.first_input);
+    const Index first_panel = task / input_blocks_ * group_panels_;
+    const Index last_panel = std::min(first_panel + group_panels_, ceil_div(problem_.out, width));
+    const bool biased = problem_.bias_gradient != nullptr && part.first_input == 0;
+    std::fill_n(buffers.bias, group_panels_ * width, 0.0);
+    for (part.first_row = 0; part.first_row < problem_.rows; part.first_row += depth_) {
+      part.rows = std::min(depth_, problem_.rows - part.first_row);
+      read_inputs(part, buffers);
+      for (part.panel = first_panel; part.panel < last_panel; ++part.panel) {
+        read_gradients(part, buffers);
+        add_panel(part, buffers);
+        if (biased) add_bias(part, buffers, buffers.bias + (part.panel - first_panel) * width);
       }
     }
-  for (Index r = 0; r < p.rows && p.grad_x != nullptr; ++r)
-    for (Index i = 0; i < p.in; ++i) {
-      A sum = p.add ? static_cast<A>(p.grad_x[r * p.grad_x_row + i]) : A{0};
-      for (Index o = 0; o < p.out; ++o)
-        sum += static_cast<A>(p.grad_y[r * p.grad_y_row + o]) *
-               static_cast<A>(p.weight[(o / width * p.in + i) * width + o % width]);
-      p.grad_x[r * p.grad_x_row + i] = static_cast<X>(sum);
+    const Index first = first_panel * width, end = std::min(last_panel * width, problem_.out);
+    for (Index o = first; o < end && biased; ++o)
+      problem_.bias_gradient[o] =
+          static_cast<A>(static_cast<double>(problem_.bias_gradient[o]) + buffers.bias[o - first]);
+  }
+
+ private:
+  struct Buffers {
+    A* x;          // [tile of inputs][row][input]
+    A* row;        // some rows of x, converted
+    A* gradients;  // [row][width] of grad_y
+    double* bias;  // [width] of each panel
+
+    Buffers(const LinearGradientTasks& tasks, Scratch& scratch)
+        : x(scratch.take<A>(ceil_div(tasks.block_inputs_, tasks.tile_rows_) * tasks.tile_pitch())),
+          row(scratch.take<A>(is_converted<X> ? copied_rows * tasks.block_inputs_ : 0)),
+          gradients(scratch.take<A>(tasks.depth_ * width)),
+          bias(scratch.take<double>(tasks.group_panels_ * width)) {}
+  };
+  /// Rows, a block of inputs, and a panel of outputs.
+  struct Part {
+    Index first_input = 0, inputs = 0;
+    Index first_row = 0, rows = 0;
+    Index panel = 0;
+  };
+
+  /// From the copy of a tile's inputs to the next, padded so that both do not map to the same sets of the cache.
+  [[nodiscard]] Index tile_pitch() const { return depth_ * tile_rows_ + 64 / static_cast<Index>(sizeof(A)); }
+
+  void read_inputs(const Part& part, const Buffers& buffers) const {
+    for (Index first = 0; first < part.rows; first += copied_rows) {
+      const Index rows = std::min(copied_rows, part.rows - first);
+      const X* const x = problem_.x + (part.first_row + first) * problem_.x_row + part.first_input;
+      A* const to = buffers.x + first * tile_rows_;
+      if constexpr (is_converted<X>) {
+        kernels_.inputs.load(buffers.row, part.inputs, x, problem_.x_row, rows, part.inputs);
+        split(to, buffers.row, part.inputs, rows, part.inputs);
+      } else {
+        split(to, x, problem_.x_row, rows, part.inputs);
+      }
     }
-}
+  }
+  /// to[tile][row][input] = from[row][tile, input].
+  void split(A* to, const A* from, Index from_row, Index rows, Index inputs) const {
+    for (; inputs > 0; inputs -= tile_rows_, from += tile_rows_, to += tile_pitch()) {
+      const Index whole = inputs >= tile_rows_ ? tile_rows_ : 0;
+      for (Index row = 0; row < rows; ++row)
+        for (Index i = 0; i < whole; i += unit)
+          __builtin_memcpy(to + row * tile_rows_ + i, from + row * from_row + i, unit * sizeof(A));
+      for (Index row = 0; row < rows && whole == 0; ++row)
+        std::copy_n(from + row * from_row, inputs, to + row * tile_rows_);
+    }
+  }
+
+  [[nodiscard]] Index columns(const Part& part) const { return std::min(width, problem_.out - part.panel * width); }
+
+  void read_gradients(const Part& part, const Buffers& buffers) const {
+    const X* const from = problem_.grad_y + part.first_row * problem_.grad_y_row + part.panel * width;
+    kernels_.inputs.load(buffers.gradients, width, from, problem_.grad_y_row, part.rows, columns(part));
+    for (Index row = 0; row < part.rows && columns(part) < width; ++row)
+      std::fill_n(buffers.gradients + row * width + columns(part), width - columns(part), A{0});
+  }
+
+  void add_panel(const Part& part, const Buffers& buffers) const {
+    A* const gradient = problem_.weight_gradient + (part.panel * problem_.in + part.first_input) * width;
+    const Index step = arithmetic_.panel_columns();
+    for (Index i = 0; i < part.inputs; i += tile_rows_) {
+      const Index inputs = std::min(tile_rows_, part.inputs - i);
+      A* const c = gradient + i * width;
+      Product<A> product{.a = buffers.x + i / tile_rows_ * tile_pitch(),
+                         .a_row = 1,
+                         .a_step = tile_rows_,
+                         .b = buffers.gradients,
+                         .b_row = width,
+                         .depth = part.rows,
+                         .c = c,
+                         .c_row = width,
+                         .before = c,
+                         .before_row = width,
+                         .factor = ones<A>.value};
+      for (Index column = 0; column < columns(part); column += step) {
+        multiply(arithmetic_, product, inputs, columns(part) - column,
+                 Prefetch::of(c + (tile_rows_ + column / step) * width, 0, tile_rows_ * width, 1));
+        product.b += step, product.c += step, product.before += step;
+      }
+      // Where an input is infinite, its products with the zeros that fill the panel are NaN.
+      for (Index row = 0; row < inputs && columns(part) < width; ++row)
+        std::fill_n(c + row * width + columns(part), width - columns(part), A{0});
+    }
+  }
+
+  /// The bias is the weight of an input that is always 1.
+  void add_bias(const Part& part, const Buffers& buffers, double* bias) const {
+    alignas(64) A sums[std::size_t{width}] = {};
+    const Index step = arithmetic_.panel_columns();
+    for (Index first = 0; first < part.rows; first += bias_rows) {
+      Product<A> product{.a = ones<A>.value,
+                         .a_step = 0,
+                         .b = buffers.gradients + first * width,
+                         .b_row = width,
+                         .depth = std::min(bias_rows, part.rows - first),
+                         .c = sums,
+                         .c_row = step,
+                         .factor = ones<A>.value};
+      for (Index column = 0; column < columns(part); column += step, product.b += step, product.c += step)
+        multiply(arithmetic_, product, 1, columns(part) - column, {});
+      for (Index o = 0; o < width; ++o) bias[o] += static_cast<double>(sums[o]);
+    }
+  }
+
+  const LinearBackwardProblem<X, W>& problem_;
+  const LinearKernels<X, W>& kernels_;
+  const Arithmetic<A>& arithmetic_;
+  Index tile_rows_;  // inputs of a tile
+  Index depth_;      // rows of a part
+  Index block_inputs_, input_blocks_;
+  Index group_panels_, groups_;
+};
+
+/// The plan of a backward pass: the tasks of the parameters' gradients, then, where it is asked for, those of grad_x.
+template <class X, class W>
+class LinearBackwardTasks {
+ public:
+  LinearBackwardTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
+      : of_outputs_{.x = problem.grad_y,
+                    .weight = problem.weight,
+                    .bias = nullptr,
+                    .y = problem.grad_x,
+                    .rows = problem.rows,
+                    .in = problem.out,
+                    .out = problem.in,
+                    .x_row = problem.grad_y_row,
+                    .y_row = problem.grad_x_row,
+                    .add = problem.add},
+        of_parameters_(problem, kernels, threads),
+        of_inputs_(of_outputs_, kernels, {problem.weight, problem.in}, threads) {}
+  LinearBackwardTasks(const LinearBackwardTasks&) = delete;  // of_inputs_ refers to of_outputs_
+  LinearBackwardTasks& operator=(const LinearBackwardTasks&) = delete;
+
+  [[nodiscard]] Index tasks() const { return of_parameters_.tasks() + (wants_inputs() ? of_inputs_.tasks() : 0); }
+  [[nodiscard]] double work() const { return of_inputs_.work() * (wants_inputs() ? 2.0 : 1.0); }
+  [[nodiscard]] Index scratch_size() const {
+    return std::max(of_parameters_.scratch_size(), wants_inputs() ? of_inputs_.scratch_size() : 0);
+  }
+  void run(Index task, Scratch scratch) const {
+    const Index first = of_parameters_.tasks();
+    if (task < first)
+      of_parameters_.run(task, scratch);
+    else
+      of_inputs_.run(task - first, scratch);
+  }
+
+ private:
+  [[nodiscard]] bool wants_inputs() const { return of_outputs_.y != nullptr; }
+
+  LinearProblem<X, W> of_outputs_;  // grad_x = grad_y w, as a layer that goes the other way
+  LinearGradientTasks<X, W> of_parameters_;
+  LinearTasks<X, W, BackwardPanels<W>> of_inputs_;
+};
 
 }  // namespace ATTN_UNIT_FLAGS
 }  // namespace attn::kernel

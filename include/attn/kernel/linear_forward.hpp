@@ -24,24 +24,54 @@ struct LinearKernels {
   const Codec<W>& weights;
 };
 
+/// The weight as forward multiplies by it: panels of outputs, read in place unless they are converted.
+template <class W>
+struct ForwardPanels {
+  using A = AccumulatorOf<W>;
+  static constexpr Index width = panel_width<W>;
+  static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
+  static constexpr Index depth_unit = 8;
+  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
+  static constexpr bool is_copied = is_converted<W>;
+
+  const W* weight;
+  Index in;
+
+  [[nodiscard]] const W* at(Index panel, Index input) const { return weight + (panel * in + input) * width; }
+  /// The part of a panel from `input` on, [input][width]; `copy` has room for it where it is copied.
+  [[nodiscard]] const A* read(const Codec<W>& codec, Index panel, Index input, Index inputs, A* copy) const {
+    if constexpr (is_copied) {
+      codec.load(copy, width, at(panel, input), width, inputs, width);
+      return copy;
+    } else {
+      return at(panel, input);
+    }
+  }
+  [[nodiscard]] Prefetch ahead(Index panel, Index input, Index inputs, Index passes) const {
+    return Prefetch::of(at(panel, input), 0, inputs * width / passes, 1);
+  }
+};
+
 /// The plan. A task is a block of rows of x by a group of panels of the weight:
 ///   for each part of at most 512 inputs:  its columns of x, up to 384 KB, stay in L2, copied there where they need to be
 ///     for each panel of the group:        its part of the weight, up to 96 KB, comes from memory once, prefetched
 ///       for each tile:                    y += x w
 /// Sums run part by part in the order of the inputs whatever the cut, so it may depend on the number of threads.
-template <class X, class W>
+template <class X, class W, class Panels = ForwardPanels<W>>
 class LinearTasks {
   using A = AccumulatorOf<X>;
   static_assert(std::is_same_v<A, AccumulatorOf<W>>, "inputs and weights are computed in one type");
   static constexpr Index width = panel_width<W>;
-  static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
-  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
+  static constexpr Index max_block_rows = Panels::max_block_rows;
 
  public:
   LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
-      : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic) {
+      : LinearTasks(problem, kernels, Panels{problem.weight, problem.in}, threads) {}
+  LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, const Panels& panels,
+              Index threads)
+      : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic), panels_(panels) {
     // From the inputs alone, so that a row's sums do not depend on how many rows there are.
-    depth_ = round_up(ceil_div(problem.in, ceil_div(problem.in, max_depth)), 8);
+    depth_ = round_up(ceil_div(problem.in, ceil_div(problem.in, Panels::max_depth)), Panels::depth_unit);
     cut_rows(threads);
     cut_panels(threads);
   }
@@ -72,11 +102,8 @@ class LinearTasks {
       part.inputs = std::min(depth_, problem_.in - part.input);
       if (by_panel() || panel == 0) read_rows(part, buffers);
       const bool last = panel + 1 == panels;
-      part.next = weight(part.panel + 1, part.input);
-      if (by_panel())
-        part.next = weight(part.panel, part.input + part.inputs);
-      else if (last)
-        part.next = weight(first_panel, part.input + part.inputs);
+      part.next_panel = by_panel() ? part.panel : last ? first_panel : part.panel + 1;
+      part.next_input = by_panel() || last ? part.input + part.inputs : part.input;
       add_panel(part, buffers);
     }
   }
@@ -85,12 +112,12 @@ class LinearTasks {
   struct Buffers {
     A* x;        // [row][input] of one part
     A* sums;     // of y, where its own memory cannot hold them: a panel, or all of the group
-    A* weights;  // [input][width] of one panel, converted
+    A* weights;  // [input][width] of one panel, where it is copied
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
         : x(scratch.take<A>(tasks.block_rows_ * tasks.depth_)),
           sums(scratch.take<A>(tasks.block_rows_ * width * (is_converted<X> ? tasks.group_panels_ : 1))),
-          weights(scratch.take<A>(is_converted<W> ? tasks.depth_ * width : 0)) {}
+          weights(scratch.take<A>(Panels::is_copied ? tasks.depth_ * width : 0)) {}
   };
   /// A panel of outputs and a part of the inputs, for a block of rows.
   struct Part {
@@ -99,7 +126,7 @@ class LinearTasks {
     Index input = 0, inputs = 0;
     const A* x = nullptr;  // the rows of x from `input` on
     Index x_row = 0;
-    const W* next = nullptr;  // the part of the weight that comes after this one
+    Index next_panel = 0, next_input = 0;  // the part of the weight that comes after this one
   };
 
   void cut_rows(Index threads) {
@@ -122,11 +149,7 @@ class LinearTasks {
     groups_ = ceil_div(panels, group_panels_);
   }
   /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
-  [[nodiscard]] bool by_panel() const { return !is_converted<W> && problem_.rows == 1; }
-
-  [[nodiscard]] const W* weight(Index panel, Index input) const {
-    return problem_.weight + (panel * problem_.in + input) * width;
-  }
+  [[nodiscard]] bool by_panel() const { return !Panels::is_copied && problem_.rows == 1; }
 
   /// The rows of x, where they are, or copied if they need conversion or alias in the caches.
   void read_rows(Part& part, const Buffers& buffers) const {
@@ -154,18 +177,22 @@ class LinearTasks {
     if (part.input == 0 && problem_.bias != nullptr)
       kernels_.weights.load(bias, width, problem_.bias + part.panel * width, width, 1, columns);
 
+    const bool first = part.input == 0 && !problem_.add;
+    if (sums != static_cast<void*>(y) && part.input == 0 && problem_.add)
+      kernels_.inputs.load(sums, width, y, problem_.y_row, part.rows, columns);
+
     Product<A> product{.a = part.x,
                        .a_row = part.x_row,
-                       .b = read_weight(part, buffers),
+                       .b = panels_.read(kernels_.weights, part.panel, part.input, part.inputs, buffers.weights),
                        .b_row = width,
                        .depth = part.inputs,
                        .c = sums,
                        .c_row = sums_row,
-                       .before = part.input == 0 ? bias : sums,
-                       .before_row = part.input == 0 ? 0 : sums_row,
+                       .before = first ? bias : sums,
+                       .before_row = first ? 0 : sums_row,
                        .factor = ones<A>.value};
     const Index step = arithmetic_.panel_columns(), passes = ceil_div(columns, step);
-    const Prefetch ahead = Prefetch::of(part.next, 0, part.inputs * width / passes, 1);
+    const Prefetch ahead = panels_.ahead(part.next_panel, part.next_input, part.inputs, passes);
     for (Index pass = 0; pass < passes; ++pass) {
       multiply(arithmetic_, product, part.rows, columns - pass * step, ahead);
       product.b += step, product.c += step, product.before += step;
@@ -173,19 +200,11 @@ class LinearTasks {
     if (sums != static_cast<void*>(y) && part.input + part.inputs == problem_.in)
       kernels_.inputs.store(y, problem_.y_row, sums, width, part.rows, columns);
   }
-  [[nodiscard]] const A* read_weight(const Part& part, const Buffers& buffers) const {
-    const W* const stored = weight(part.panel, part.input);
-    if constexpr (is_converted<W>) {
-      kernels_.weights.load(buffers.weights, width, stored, width, part.inputs, width);
-      return buffers.weights;
-    } else {
-      return stored;
-    }
-  }
 
   const LinearProblem<X, W>& problem_;
   const LinearKernels<X, W>& kernels_;
   const Arithmetic<A>& arithmetic_;
+  Panels panels_;
   Index depth_;  // inputs of a part
   Index block_rows_, row_blocks_;
   Index group_panels_, groups_;

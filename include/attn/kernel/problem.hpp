@@ -25,6 +25,7 @@ struct LinearProblem {
   X* y;
   Index rows, in, out;
   Index x_row, y_row;  ///< from one row to the next
+  bool add = false;    ///< to what y holds, in place of the bias
 };
 
 /// The backward pass of a linear layer: grad_x = grad_y w, weight_gradient += grad_yT x, bias_gradient += the sum of the
