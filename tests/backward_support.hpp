@@ -38,10 +38,12 @@ template <class T, class M, class F>
     of_bias = attn::detail::make_tensor<A, 4>(attn::detail::bias_shape(score));
     if (options.score_bias_gradient) out.score_bias = View<A, 4>(of_bias);
   }
-  const auto y = attn::detail::make_tensor<T, 4>({in.n.B, in.n.H, in.n.S, in.n.Dv});
-  const auto sums = attn::detail::make_tensor<A, 3>({in.n.B, in.n.H, in.n.S});
+  const Tensor<T, 4> y = grad.output;  // the results of the forward call are not used
+  const auto sums = attn::detail::make_tensor<A, 3>({y.dimension(0), y.dimension(1), y.dimension(2)});
+  const View<const A, 3> of_sums =
+      grad.log_sum_exp.size() > 0 ? View<const A, 3>(grad.log_sum_exp) : View<const A, 3>();
   attn::reference::scaled_dot_product_attention_backward_into(out, grad.output, in.q, in.k, in.v, y, sums, mask, score,
-                                                              options, grad.log_sum_exp);
+                                                              options, of_sums);
   return {cast<double>(q), cast<double>(k), cast<double>(v), cast<double>(of_mask), cast<double>(of_bias)};
 }
 

@@ -256,9 +256,9 @@ class TorchCase {
   std::shared_ptr<const detail::Bytes> binary_;
 };
 
-/// Reads every case of a folder, in the order of the manifest.
-inline std::vector<TorchCase> load_torch_cases(const std::string& folder) {
-  const std::string manifest_path = folder + "/torch_cases.txt";
+/// Reads every case of a manifest, torch_cases or torch_gradients, in its order.
+inline std::vector<TorchCase> load_torch_cases(const std::string& folder, const std::string& name = "torch_cases") {
+  const std::string manifest_path = folder + "/" + name + ".txt";
   std::ifstream manifest(manifest_path);
   if (!manifest) detail::fail("cannot open " + manifest_path);
 
@@ -295,9 +295,11 @@ inline std::vector<TorchCase> load_torch_cases(const std::string& folder) {
 }
 
 #ifdef ATTN_TEST_DATA_DIR
-/// The cases of one kind: module, core, mha, linear, softmax, rotary.
+/// The cases of one kind: module, core, mha, linear, softmax, rotary; attention_gradient, module_gradient.
 inline std::vector<TorchCase> torch_cases(std::string_view kind) {
-  static const std::vector<TorchCase> all = load_torch_cases(ATTN_TEST_DATA_DIR);
+  const bool of_gradients = kind.ends_with("_gradient");
+  const std::vector<TorchCase> all =
+      load_torch_cases(ATTN_TEST_DATA_DIR, of_gradients ? "torch_gradients" : "torch_cases");
   std::vector<TorchCase> chosen;
   std::copy_if(all.begin(), all.end(), std::back_inserter(chosen),
                [&](const TorchCase& c) { return c.kind() == kind; });

@@ -80,8 +80,8 @@ class Bar {
       const double floor =
           (tensor == "lse" ? 2.0 : 1.0) * float_epsilon * std::exp2(std::floor(std::log2(std::max(size, 1e-30))));
       const double torch = c.torch_max_error(tensor);
-      const bool reordered = tensor == "output" && c.has_param("torch_reordered_max_error");
-      const double lenient = std::max({torch, plain, reordered ? c.param<double>("torch_reordered_max_error") : 0.0});
+      const std::string reordered = "torch_reordered_max_error" + (tensor == "output" ? "" : "_" + tensor);
+      const double lenient = std::max({torch, plain, c.has_param(reordered) ? c.param<double>(reordered) : 0.0});
       EXPECT_LE(error, std::max(2.0 * lenient, floor)) << c << ", " << tensor << "; PyTorch errs by " << torch;
       ++floats_;
       if (error > 2.0 * torch) over_ += " " + c.name() + (error <= floor ? " (within the floor)" : "");

@@ -55,7 +55,7 @@ class LinearGradientTasks {
   static constexpr Index max_block_inputs = 1024;  // copies of 2 MB
   static constexpr Index unit = 4;                 // a tile's rows are a multiple of this
   static constexpr Index copied_rows = 16;         // rows copied side by side
-  static constexpr Index bias_rows = 32;           // rows that are summed in A before they join a sum in double
+  static constexpr Index bias_rows = 8;           // rows that are summed in A before they join a sum in double
 
  public:
   LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index tasks)
