@@ -5,6 +5,7 @@
 //   attention full   B S H D      -> 32 numbers of the result; what follows times this
 //   attention causal B S H D      -> the same
 //   layer B S E H                 -> the same; LlamaAttention without a mask
+//   training B S E H              -> the same, of the input's gradient; forward and backward of LlamaAttention
 //   gqa B S H G D past            -> the same; causal, S new tokens appended to a cache of `past` ones
 //   run N                         -> milliseconds of one run, the mean of N
 //
@@ -42,8 +43,8 @@ Task attention(const std::string& mask, Index B, Index S, Index H, Index D) {
   throw std::invalid_argument("no such mask: " + mask);
 }
 
-Task layer(Index B, Index S, Index E, Index H) {
-  const auto module = std::make_shared<attn::LlamaAttention<float>>(E, H);
+std::shared_ptr<attn::LlamaAttention<float>> make_module(Index E, Index H) {
+  auto module = std::make_shared<attn::LlamaAttention<float>>(E, H);
   module->eval();
   std::uint32_t seed = 10;
   const double bound = 1.0 / std::sqrt(static_cast<double>(E));
@@ -55,9 +56,27 @@ Task layer(Index B, Index S, Index E, Index H) {
     fill(bias.data(), E, seed++, bound);
     linear->set_bias(bias);
   }
+  return module;
+}
+
+Task layer(Index B, Index S, Index E, Index H) {
+  const auto module = make_module(E, H);
   const auto x = std::make_shared<Tensor<float, 3>>(random<3>({B, S, E}, 1));
   const auto y = std::make_shared<Tensor<float, 3>>(B, S, E);
   return {[=] { module->forward_into(*y, *x); }, y};
+}
+
+Task training(Index B, Index S, Index E, Index H) {
+  const auto module = make_module(E, H);
+  const auto saved = std::make_shared<attn::LlamaAttention<float>::Activations>();
+  const auto x = std::make_shared<Tensor<float, 3>>(random<3>({B, S, E}, 1));
+  const auto grad_y = std::make_shared<Tensor<float, 3>>(random<3>({B, S, E}, 2));
+  const auto y = std::make_shared<Tensor<float, 3>>(B, S, E), grad_x = std::make_shared<Tensor<float, 3>>(B, S, E);
+  return {[=] {
+            module->forward_into(*y, *x, attn::NoMask{}, *saved);
+            module->backward_into(*grad_x, *grad_y, *saved);
+          },
+          grad_x};
 }
 
 Task group_query(Index B, Index S, Index H, Index G, Index D, Index past) {
@@ -111,6 +130,8 @@ std::string answer(const std::string& line, Task& task) {
       task = attention(mask, n[0], n[1], n[2], n[3]);
     else if (command == "layer")
       task = layer(n[0], n[1], n[2], n[3]);
+    else if (command == "training")
+      task = training(n[0], n[1], n[2], n[3]);
     else if (command == "gqa")
       task = group_query(n[0], n[1], n[2], n[3], n[4], n[5]);
     else
