@@ -22,8 +22,9 @@ struct BackwardPanels {
   using A = AccumulatorOf<W>;
   static constexpr Index width = panel_width<W>;
   static constexpr Index depth_unit = width, max_depth = 480 / width * width;
-  static constexpr Index max_block_rows = 384;  // each block transposes the weight anew
   static constexpr bool is_copied = true;
+  static constexpr bool is_kept = true;
+  static constexpr Index max_group = 11;  // copies of 1 MB
 
   const W* weight;
   Index in;  ///< of the layer: panels of outputs are in * width elements apart

@@ -31,8 +31,9 @@ struct ForwardPanels {
   static constexpr Index width = panel_width<W>;
   static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
   static constexpr Index depth_unit = 8;
-  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
   static constexpr bool is_copied = is_converted<W>;
+  static constexpr bool is_kept = false;  // a copy is made again for each block of rows
+  static constexpr Index max_group = 1 << 30;
 
   const W* weight;
   Index in;
@@ -62,7 +63,8 @@ class LinearTasks {
   using A = AccumulatorOf<X>;
   static_assert(std::is_same_v<A, AccumulatorOf<W>>, "inputs and weights are computed in one type");
   static constexpr Index width = panel_width<W>;
-  static constexpr Index max_block_rows = Panels::max_block_rows;
+  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
+  static constexpr Index max_task_rows = 2048;  // of tasks of several blocks, which share copies of the weight
 
  public:
   LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
@@ -76,7 +78,7 @@ class LinearTasks {
     cut_panels(threads);
   }
 
-  [[nodiscard]] Index tasks() const { return row_blocks_ * groups_; }
+  [[nodiscard]] Index tasks() const { return row_tasks_ * groups_; }
   [[nodiscard]] double work() const {
     return static_cast<double>(problem_.rows) * static_cast<double>(problem_.in * problem_.out);
   }
@@ -88,46 +90,64 @@ class LinearTasks {
 
   void run(Index task, Scratch scratch) const {
     const Buffers buffers(*this, scratch);
-    const Index first_row = task % row_blocks_ * block_rows_;
-    const Index rows = std::min(block_rows_, problem_.rows - first_row);
-    const Index first_panel = task / row_blocks_ * group_panels_;
-    const Index panels = std::min(group_panels_, ceil_div(problem_.out, width) - first_panel);
-    const Index parts = ceil_div(problem_.in, depth_);
-    Part part{.first_row = first_row, .rows = rows};
-    for (Index n = 0; n < parts * panels; ++n) {
-      const Index panel = by_panel() ? n / parts : n % panels;
-      part.panel = first_panel + panel;
-      part.slot = panel;
-      part.input = (by_panel() ? n % parts : n / panels) * depth_;
+    const Index first_block = task % row_tasks_ * task_blocks_;
+    const Index first_panel = task / row_tasks_ * group_panels_;
+    const Place end{.part = ceil_div(problem_.in, depth_),
+                    .block = std::min(task_blocks_, row_blocks_ - first_block),
+                    .panel = std::min(group_panels_, ceil_div(problem_.out, width) - first_panel)};
+    Part part{};
+    for (Index n = 0; n < end.part * end.block * end.panel; ++n) {
+      const Place at = place(n, end), next = place(n + 1, end);
+      part.first_row = (first_block + at.block) * block_rows_;
+      part.rows = std::min(block_rows_, problem_.rows - part.first_row);
+      part.panel = first_panel + at.panel;
+      part.input = at.part * depth_;
       part.inputs = std::min(depth_, problem_.in - part.input);
-      if (by_panel() || panel == 0) read_rows(part, buffers);
-      const bool last = panel + 1 == panels;
-      part.next_panel = by_panel() ? part.panel : last ? first_panel : part.panel + 1;
-      part.next_input = by_panel() || last ? part.input + part.inputs : part.input;
+      part.slot = at;
+      if (by_panel() || at.panel == 0) read_rows(part, buffers);
+      const Index passes = ceil_div(std::min(width, problem_.out - part.panel * width), arithmetic_.panel_columns());
+      part.ahead = {};
+      if (next.block == 0)
+        part.ahead = panels_.ahead(first_panel + next.panel, next.part * depth_, part.inputs, passes);
       add_panel(part, buffers);
     }
   }
 
  private:
+  /// What a task computes at a time: which part of the inputs, which of its blocks of rows, which of its panels.
+  struct Place {
+    Index part = 0, block = 0, panel = 0;
+  };
   struct Buffers {
     A* x;        // [row][input] of one part
-    A* sums;     // of y, where its own memory cannot hold them: a panel, or all of the group
-    A* weights;  // [input][width] of one panel, where it is copied
+    A* sums;     // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
+    A* weights;  // [input][width] of one panel, or of each of the group, where they are copied
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
         : x(scratch.take<A>(tasks.block_rows_ * tasks.depth_)),
-          sums(scratch.take<A>(tasks.block_rows_ * width * (is_converted<X> ? tasks.group_panels_ : 1))),
-          weights(scratch.take<A>(Panels::is_copied ? tasks.depth_ * width : 0)) {}
+          sums(scratch.take<A>(tasks.block_rows_ * width * tasks.task_blocks_ * tasks.summed_panels())),
+          weights(scratch.take<A>(Panels::is_copied ? tasks.depth_ * width * tasks.kept_panels() : 0)) {}
   };
   /// A panel of outputs and a part of the inputs, for a block of rows.
   struct Part {
     Index first_row = 0, rows = 0;
-    Index panel = 0, slot = 0;  // of all panels; of the group's
+    Index panel = 0;
     Index input = 0, inputs = 0;
+    Place slot;            // the same within the task
     const A* x = nullptr;  // the rows of x from `input` on
     Index x_row = 0;
-    Index next_panel = 0, next_input = 0;  // the part of the weight that comes after this one
+    Prefetch ahead;  // of the part of the weight that comes after this one
   };
+
+  /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
+  [[nodiscard]] bool by_panel() const { return !Panels::is_copied && problem_.rows == 1; }
+  [[nodiscard]] Place place(Index n, const Place& end) const {
+    if (by_panel()) return {.part = n % end.part, .block = 0, .panel = n / end.part};
+    const Index block = n / end.panel;
+    return {.part = block / end.block, .block = block % end.block, .panel = n % end.panel};
+  }
+  [[nodiscard]] Index summed_panels() const { return is_converted<X> ? group_panels_ : 1; }
+  [[nodiscard]] Index kept_panels() const { return Panels::is_kept ? group_panels_ : 1; }
 
   void cut_rows(Index threads) {
     row_blocks_ = ceil_div(problem_.rows, max_block_rows);
@@ -135,22 +155,23 @@ class LinearTasks {
     if (problem_.rows >= equal * (max_block_rows - max_block_rows / 6)) row_blocks_ = equal;
     block_rows_ = round_up(ceil_div(problem_.rows, row_blocks_), arithmetic_.tile_rows());
     row_blocks_ = ceil_div(problem_.rows, block_rows_);
+    task_blocks_ = Panels::is_kept ? std::min(row_blocks_, max_task_rows / block_rows_) : 1;
+    while (task_blocks_ > 1 && ceil_div(row_blocks_, task_blocks_) * ceil_div(problem_.out, width) < 4 * threads)
+      task_blocks_ = ceil_div(task_blocks_, 2);
+    row_tasks_ = ceil_div(row_blocks_, task_blocks_);
   }
   /// Few large groups save copies of x, many small ones keep threads busy to the end: the fewest groups that give each
   /// thread two tasks or more and leave less than 1 in 16 of the time idle.
   void cut_panels(Index threads) {
     const Index panels = ceil_div(problem_.out, width);
-    Index groups = 1;
+    Index groups = ceil_div(panels, Panels::max_group);
     for (; groups < panels; ++groups) {
-      const Index tasks = row_blocks_ * groups;
+      const Index tasks = row_tasks_ * groups;
       if (tasks >= 2 * threads && (round_up(tasks, threads) - tasks) * 16 <= tasks) break;
     }
     group_panels_ = ceil_div(panels, groups);
     groups_ = ceil_div(panels, group_panels_);
   }
-  /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
-  [[nodiscard]] bool by_panel() const { return !Panels::is_copied && problem_.rows == 1; }
-
   /// The rows of x, where they are, or copied if they need conversion or alias in the caches.
   void read_rows(Part& part, const Buffers& buffers) const {
     const X* const x = problem_.x + part.first_row * problem_.x_row + part.input;
@@ -168,7 +189,8 @@ class LinearTasks {
   void add_panel(const Part& part, const Buffers& buffers) const {
     const Index columns = std::min(width, problem_.out - part.panel * width);
     X* const y = problem_.y + part.first_row * problem_.y_row + part.panel * width;
-    A* sums = buffers.sums + (is_converted<X> ? part.slot * block_rows_ * width : 0);
+    const Index slot = part.slot.block * summed_panels() + (is_converted<X> ? part.slot.panel : 0);
+    A* sums = buffers.sums + slot * block_rows_ * width;
     Index sums_row = width;
     if constexpr (!is_converted<X>) {
       if (columns == width) sums = y, sums_row = problem_.y_row;
@@ -183,7 +205,7 @@ class LinearTasks {
 
     Product<A> product{.a = part.x,
                        .a_row = part.x_row,
-                       .b = panels_.read(kernels_.weights, part.panel, part.input, part.inputs, buffers.weights),
+                       .b = read_weight(part, buffers),
                        .b_row = width,
                        .depth = part.inputs,
                        .c = sums,
@@ -192,13 +214,18 @@ class LinearTasks {
                        .before_row = first ? 0 : sums_row,
                        .factor = ones<A>.value};
     const Index step = arithmetic_.panel_columns(), passes = ceil_div(columns, step);
-    const Prefetch ahead = panels_.ahead(part.next_panel, part.next_input, part.inputs, passes);
     for (Index pass = 0; pass < passes; ++pass) {
-      multiply(arithmetic_, product, part.rows, columns - pass * step, ahead);
+      multiply(arithmetic_, product, part.rows, columns - pass * step, part.ahead);
       product.b += step, product.c += step, product.before += step;
     }
     if (sums != static_cast<void*>(y) && part.input + part.inputs == problem_.in)
       kernels_.inputs.store(y, problem_.y_row, sums, width, part.rows, columns);
+  }
+
+  [[nodiscard]] const A* read_weight(const Part& part, const Buffers& buffers) const {
+    A* const copy = buffers.weights + (Panels::is_kept ? part.slot.panel * depth_ * width : 0);
+    if (Panels::is_kept && part.slot.block > 0) return copy;
+    return panels_.read(kernels_.weights, part.panel, part.input, part.inputs, copy);
   }
 
   const LinearProblem<X, W>& problem_;
@@ -207,6 +234,7 @@ class LinearTasks {
   Panels panels_;
   Index depth_;  // inputs of a part
   Index block_rows_, row_blocks_;
+  Index task_blocks_, row_tasks_;  // blocks of a task
   Index group_panels_, groups_;
 };
 
