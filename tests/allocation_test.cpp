@@ -89,6 +89,31 @@ TEST_P(SteadyState, LinearSoftmaxAndDropoutAllocateNothing) {
   linear_and_softmax<Eigen::half>(expect);
 }
 
+template <class T>
+void backward_passes(const auto& expect_none) {
+  attn::Linear<T> layer(256, 200);
+  attn::RmsNorm<T> norm(256);
+  const attn::Softmax<T> softmax;
+  const attn::Dropout<T> dropout(0.5);
+  const auto x = random_tensor<T, 3>({2, 100, 256}, 1);
+  const auto grad_y = random_tensor<T, 3>({2, 100, 200}, 2);
+  Tensor<T, 3> grad_x(2, 100, 256), y(2, 100, 256);
+  attn::DropoutRule saved;
+  expect_none("Linear", [&] { layer.backward_into(grad_x, grad_y, x); });
+  expect_none("Linear's parameters", [&] { layer.add_gradients(grad_y, x); });
+  expect_none("RmsNorm", [&] { norm.backward_into(grad_x, x, x); });
+  expect_none("Softmax", [&] { softmax.backward_into(grad_x, x, x); });
+  expect_none("Dropout", [&] {
+    dropout.forward_into(y, x, saved);
+    dropout.backward_into(grad_x, x, saved);
+  });
+}
+TEST_P(SteadyState, BackwardPassesAllocateNothing) {
+  const auto expect = [&](const char* what, const auto& call) { expect_none(what, call); };
+  backward_passes<float>(expect);
+  backward_passes<Eigen::half>(expect);
+}
+
 TEST_P(SteadyState, AttentionAllocatesNothing) {
   const auto q = random_tensor<float, 4>({2, 4, 200, 32}, 1), k = random_tensor<float, 4>({2, 2, 200, 32}, 2);
   const auto v = random_tensor<float, 4>({2, 2, 200, 24}, 3);

@@ -298,4 +298,62 @@ TEST(Dropout, ChecksWithoutRunning) {
   EXPECT_EQ(dropout.next_rule().call, 0U);
 }
 
+TEST(DropoutBackward, DropsWhatForwardDropped) {
+  const auto of = []<class T>(T) {
+    const auto x = random_tensor<T, 2>({30, 1000}, 1), grad_y = random_tensor<T, 2>({30, 1000}, 2);
+    const Dropout<T> dropout(0.3, 8);
+    (void)dropout(x);  // another call comes before
+    attn::DropoutRule saved;
+    const Tensor<T, 2> y = dropout.forward(x, saved);
+    (void)dropout(x);  // and after
+    const Tensor<T, 2> grad_x = dropout.backward(grad_y, saved);
+    Index dropped = 0;
+    for (Index i = 0; i < x.size(); ++i) {
+      const bool kept = static_cast<float>(y.data()[i]) != 0.F;
+      dropped += kept ? 0 : 1;
+      const auto scale = static_cast<attn::Accumulator<T>>(saved.scale);
+      EXPECT_EQ(grad_x.data()[i],
+                kept ? static_cast<T>(static_cast<attn::Accumulator<T>>(grad_y.data()[i]) * scale) : T(0));
+    }
+    EXPECT_NEAR(static_cast<double>(dropped), 9000.0, 500.0);
+  };
+  of(float{});
+  of(double{});
+  of(Eigen::half{});
+  of(Eigen::bfloat16{});
+}
+
+TEST(DropoutBackward, LeavesTheGradientOfEvaluationAlone) {
+  Dropout<float> dropout(0.3, 8);
+  dropout.eval();
+  const auto x = random_tensor<float, 1>({100}, 1);
+  attn::DropoutRule saved(0.5, 1, 1);
+  EXPECT_TRUE(same_bits(dropout.forward(x, saved), x));
+  dropout.train();
+  EXPECT_TRUE(same_bits(dropout.backward(x, saved), x));
+}
+
+TEST(DropoutBackward, GivesTheSameInPlaceAndForAnyNumberOfThreads) {
+  const auto grad_y = random_tensor<float, 2>({501, 333}, 3);
+  const attn::DropoutRule saved(0.3, 8, 5);
+  const Tensor<float, 2> expected = Dropout<float>().backward(grad_y, saved);
+  for (const int threads : {1, 2, 3, 5, 16}) {
+    attn::ThreadPool pool(threads);
+    const attn::UseExecutor use(pool);
+    Tensor<float, 2> grad_x = grad_y;
+    Dropout<float>().backward_into(grad_x, grad_x, saved);
+    EXPECT_TRUE(same_bits(grad_x, expected)) << threads;
+  }
+}
+
+TEST(DropoutBackward, LeavesWhatWasSavedWhereForwardFails) {
+  const Dropout<float> dropout(0.3, 8);
+  const Tensor<float, 1> x(3);
+  Tensor<float, 1> y(4);
+  attn::DropoutRule saved(0.5, 1, 7);
+  expect_error([&] { dropout.forward_into(y, x, saved); }, {"Dropout::forward", "output, expected [3], got [4]"});
+  expect_error([&] { dropout.backward_into(y, x, saved); }, {"Dropout::backward", "grad_x, expected [3], got [4]"});
+  EXPECT_EQ(saved.call, 7U);
+}
+
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <type_traits>
@@ -176,6 +177,158 @@ TEST(RmsNorm, RefusesToRunOnceMovedFrom) {
   EXPECT_EQ(norm.size(), 0);  // NOLINT: what is promised of it
   EXPECT_EQ(error_of([&] { static_cast<void>(norm(Tensor<float, 1>(4))); }),
             "[attn::RmsNorm::forward] module, expected one with a weight, got one moved from");
+}
+
+/// PyTorch's formula, in double, of elements as they are stored.
+struct Gradients {
+  Tensor<double, 2> x;
+  Tensor<double, 1> weight;
+};
+template <class T>
+Gradients expected_gradients(const Tensor<T, 2>& grad_y, const Tensor<T, 2>& x, const Tensor<T, 1>& weight,
+                             double epsilon) {
+  const Index rows = x.dimension(0), size = x.dimension(1);
+  Gradients result{Tensor<double, 2>(rows, size), Tensor<double, 1>(size)};
+  result.weight.setZero();
+  for (Index r = 0; r < rows; ++r) {
+    double squares = 0.0, products = 0.0;
+    for (Index i = 0; i < size; ++i) {
+      squares += static_cast<double>(x(r, i)) * static_cast<double>(x(r, i));
+      products += static_cast<double>(grad_y(r, i)) * static_cast<double>(weight(i)) * static_cast<double>(x(r, i));
+    }
+    const double root = 1.0 / std::sqrt(squares / static_cast<double>(size) + epsilon);
+    for (Index i = 0; i < size; ++i) {
+      result.x(r, i) = root * static_cast<double>(grad_y(r, i)) * static_cast<double>(weight(i)) -
+                       static_cast<double>(x(r, i)) * root * root * root * products / static_cast<double>(size);
+      result.weight(i) += static_cast<double>(grad_y(r, i)) * static_cast<double>(x(r, i)) * root;
+    }
+  }
+  return result;
+}
+
+TYPED_TEST(RmsNormOf, HasTheGradientsOfTheFormula) {
+  using T = TypeParam;
+  for (const Index size : {1, 2, 7, 64, 511, 513, 1100}) {
+    RmsNorm<T> norm(size, 1e-3);
+    Tensor<T, 1> weight(size);
+    Tensor<T, 2> x(70, size), grad_y(70, size);
+    fill(weight);
+    fill(x);
+    for (Index i = 0; i < grad_y.size(); ++i) grad_y.data()[i] = static_cast<T>(std::cos(0.3 * static_cast<double>(i)));
+    norm.set_weight(weight);
+    const Tensor<T, 2> grad_x = norm.backward(grad_y, x);
+    const Gradients right = expected_gradients(grad_y, x, weight, 1e-3);
+    const double bar = 64.0 * step_of<Accumulator<T>>();
+    for (Index i = 0; i < right.x.size(); ++i)
+      ASSERT_NEAR(static_cast<double>(grad_x.data()[i]), right.x.data()[i],
+                  0.5 * step_of<T>() * std::fabs(right.x.data()[i]) + bar)
+          << size << ' ' << i;
+    const Tensor<Accumulator<T>, 1> gradient = norm.weight_gradient();
+    for (Index i = 0; i < size; ++i)
+      ASSERT_NEAR(static_cast<double>(gradient(i)), right.weight(i), 4.0 * bar) << size << ' ' << i;
+  }
+}
+
+TEST(RmsNormBackward, AgreesWithCentralDifferences) {
+  RmsNorm<double> norm(5, 1e-3);
+  Tensor<double, 2> x(3, 5), grad_y(3, 5);
+  fill(x);
+  for (Index i = 0; i < 15; ++i) grad_y.data()[i] = std::cos(2.0 * static_cast<double>(i));
+  const auto loss = [&] {
+    const Tensor<double, 2> y = norm(x);
+    double sum = 0.0;
+    for (Index i = 0; i < y.size(); ++i) sum += y.data()[i] * grad_y.data()[i];
+    return sum;
+  };
+  const auto expect = [&](double& value, double gradient) {
+    const double before = value;
+    value = before + 1e-5;
+    const double above = loss();
+    value = before - 1e-5;
+    const double below = loss();
+    value = before;
+    EXPECT_NEAR((above - below) / 2e-5, gradient, 1e-6 * std::max(1.0, std::fabs(gradient)));
+  };
+  const Tensor<double, 2> grad_x = norm.backward(grad_y, x);
+  for (Index i = 0; i < 15; ++i) expect(x.data()[i], grad_x.data()[i]);
+  const auto weight = norm.parameters().at(0);
+  EXPECT_EQ(weight.name(), "weight");
+  for (std::size_t i = 0; i < 5; ++i) expect(weight.values()[i], weight.gradient()[i]);
+}
+
+TEST(RmsNormBackward, HasTheSameBitsForAnyNumberOfThreads) {
+  Tensor<float, 2> x(1000, 600), grad_y(1000, 600);
+  fill(x);
+  for (Index i = 0; i < grad_y.size(); ++i) grad_y.data()[i] = static_cast<float>(std::cos(0.3 * double(i)));
+  const auto on = [&](int threads) {
+    attn::ThreadPool pool(threads);
+    const attn::UseExecutor use(pool);
+    RmsNorm<float> norm(600);
+    return std::pair(Tensor<float, 2>(norm.backward(grad_y, x)), norm.weight_gradient());
+  };
+  const auto [grad_x, gradient] = on(1);
+  for (const int threads : {2, 3, 5, 16}) {
+    const auto [other_x, other] = on(threads);
+    EXPECT_EQ(std::memcmp(grad_x.data(), other_x.data(), 600000 * sizeof(float)), 0) << threads;
+    EXPECT_EQ(std::memcmp(gradient.data(), other.data(), 600 * sizeof(float)), 0) << threads;
+  }
+}
+
+TEST(RmsNormBackward, LosesNothingOverManyRows) {
+  constexpr Index rows = 100000;
+  RmsNorm<float> norm(4);
+  Tensor<float, 2> x(rows, 4), grad_y(rows, 4);
+  for (Index i = 0; i < x.size(); ++i)
+    x.data()[i] = 1.F + static_cast<float>(i % 7) * 0.1F, grad_y.data()[i] = 1.F + static_cast<float>(i % 11) * 0.1F;
+  (void)norm.backward(grad_y, x);
+  const Gradients right = expected_gradients(grad_y, x, norm.weight(), norm.epsilon());
+  for (Index i = 0; i < 4; ++i) EXPECT_NEAR(norm.weight_gradient()(i), right.weight(i), 2e-7 * right.weight(i));
+}
+
+TEST(RmsNormBackward, AddsToTheGradientUntilItIsZeroed) {
+  RmsNorm<float> norm(6);
+  Tensor<float, 2> x(3, 6);
+  fill(x);
+  EXPECT_EQ(norm.weight_gradient()(2), 0.F);
+  (void)norm.backward(x, x);
+  const float once = norm.weight_gradient()(2);
+  RmsNorm<float> copy = norm;
+  (void)norm.backward(x, x);
+  EXPECT_EQ(norm.weight_gradient()(2), 2.F * once);
+  EXPECT_EQ(copy.weight_gradient()(2), once);
+  norm.zero_gradients();
+  EXPECT_EQ(norm.weight_gradient()(2), 0.F);
+}
+
+TEST(RmsNormBackward, MayWriteOverEitherInput) {
+  RmsNorm<float> norm(700);
+  Tensor<float, 2> x(3, 700), grad_y(3, 700);
+  fill(x);
+  for (Index i = 0; i < grad_y.size(); ++i) grad_y.data()[i] = x.data()[(i * 5) % 700];
+  const Tensor<float, 2> right = norm.backward(grad_y, x);
+  Tensor<float, 2> over_x = x, over_y = grad_y;
+  norm.backward_into(over_x, grad_y, over_x);
+  norm.backward_into(over_y, over_y, x);
+  EXPECT_EQ(std::memcmp(over_x.data(), right.data(), 2100 * sizeof(float)), 0);
+  EXPECT_EQ(std::memcmp(over_y.data(), right.data(), 2100 * sizeof(float)), 0);
+}
+
+TEST(RmsNormBackward, RefusesBadInputAndChangesNothing) {
+  RmsNorm<float> norm(4);
+  Tensor<float, 2> x(2, 4), bad(2, 5), few(1, 4);
+  fill(x);
+  (void)norm.backward(x, x);
+  const float before = norm.weight_gradient()(1);
+  EXPECT_EQ(error_of([&] { (void)norm.backward(bad, bad); }),
+            "[attn::RmsNorm::backward] input, expected a last dimension of 4, got [2,5]");
+  EXPECT_EQ(error_of([&] { (void)norm.backward(few, x); }),
+            "[attn::RmsNorm::backward] grad_y, expected [2,4], got [1,4]");
+  EXPECT_EQ(error_of([&] { norm.backward_into(few, x, x); }),
+            "[attn::RmsNorm::backward] grad_x, expected [2,4], got [1,4]");
+  EXPECT_EQ(norm.weight_gradient()(1), before);
+  const RmsNorm<float> taken(std::move(norm));
+  EXPECT_EQ(error_of([&] { (void)norm.parameters(); }),  // NOLINT: what is promised of it
+            "[attn::RmsNorm::parameters] module, expected one with a weight, got one moved from");
 }
 
 }  // namespace

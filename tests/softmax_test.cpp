@@ -225,4 +225,85 @@ TEST(Softmax, RefusesAnotherOutputShapeAndGapsBetweenRows) {
                {"[attn::Softmax", "packed"});
 }
 
+/// y (grad_y - sum of grad_y y) in double.
+Tensor<double, 2> plain_gradient(const Tensor<double, 2>& grad_y, const Tensor<double, 2>& y) {
+  Tensor<double, 2> grad_x(y.dimensions());
+  for (Index r = 0; r < y.dimension(0); ++r) {
+    double sum = 0.0;
+    for (Index c = 0; c < y.dimension(1); ++c) sum += grad_y(r, c) * y(r, c);
+    for (Index c = 0; c < y.dimension(1); ++c) grad_x(r, c) = y(r, c) * (grad_y(r, c) - sum);
+  }
+  return grad_x;
+}
+
+template <class T>
+class SoftmaxBackwardOf : public testing::Test {};
+using Stored = testing::Types<float, double, Eigen::half, Eigen::bfloat16>;
+TYPED_TEST_SUITE(SoftmaxBackwardOf, Stored);
+
+TYPED_TEST(SoftmaxBackwardOf, FollowsTheFormula) {
+  using T = TypeParam;
+  for (const Index columns : {1, 2, 7, 64, 511, 513, 1500}) {
+    const Tensor<T, 2> y = Softmax<T>()(random_tensor<T, 2>({5, columns}, 1, 3.0));
+    const auto grad_y = random_tensor<T, 2>({5, columns}, 2);
+    const auto right = plain_gradient(cast<double>(grad_y), cast<double>(y));
+    const Tensor<T, 2> grad_x = Softmax<T>().backward(grad_y, y);
+    const double rounding = attn::kernel::is_converted<attn::kernel::Stored<T>> ? attn_test::storage_error<T> : 0.0;
+    const double bar = (std::is_same_v<T, double> ? 1e-15 : 5e-7) * attn_test::largest(cast<double>(y)) * 4.0;
+    for (Index i = 0; i < right.size(); ++i)
+      ASSERT_NEAR(static_cast<double>(grad_x.data()[i]), right.data()[i],
+                  rounding * std::abs(right.data()[i]) + bar + (rounding > 0.0 ? 6e-8 : 0.0))
+          << columns << ' ' << i;
+  }
+}
+
+TEST(SoftmaxBackward, AgreesWithCentralDifferences) {
+  auto x = random_tensor<double, 2>({3, 9}, 1);
+  const auto grad_y = random_tensor<double, 2>({3, 9}, 2);
+  const Tensor<double, 2> grad_x = Softmax<double>().backward(grad_y, Softmax<double>()(x));
+  const auto loss = [&] {
+    const Tensor<double, 2> y = Softmax<double>()(x);
+    double sum = 0.0;
+    for (Index i = 0; i < y.size(); ++i) sum += y.data()[i] * grad_y.data()[i];
+    return sum;
+  };
+  constexpr double step = 1e-5;
+  for (Index i = 0; i < x.size(); ++i) {
+    const double before = x.data()[i];
+    x.data()[i] = before + step;
+    const double above = loss();
+    x.data()[i] = before - step;
+    const double below = loss();
+    x.data()[i] = before;
+    EXPECT_NEAR((above - below) / (2.0 * step), grad_x.data()[i], 1e-6 * attn_test::largest(grad_x));
+  }
+}
+
+TEST(SoftmaxBackward, GivesZeroForARowWithoutKeys) {
+  Tensor<float, 2> x(1, 5);
+  x.setConstant(-infinity);
+  const Tensor<float, 2> grad_x = Softmax<float>().backward(random_tensor<float, 2>({1, 5}, 1), Softmax<float>()(x));
+  EXPECT_TRUE(same_bits(Tensor<float, 2>(grad_x.abs()), attn_test::filled<float, 2>({1, 5}, 0.F)));
+}
+
+TEST(SoftmaxBackward, MayWriteOverEitherInput) {
+  const Tensor<float, 2> y = Softmax<float>()(random_tensor<float, 2>({4, 700}, 1));
+  const auto grad_y = random_tensor<float, 2>({4, 700}, 2);
+  const Tensor<float, 2> right = Softmax<float>().backward(grad_y, y);
+  Tensor<float, 2> over_y = y, over_grad_y = grad_y;
+  Softmax<float>().backward_into(over_y, grad_y, over_y);
+  Softmax<float>().backward_into(over_grad_y, over_grad_y, y);
+  EXPECT_TRUE(same_bits(over_y, right));
+  EXPECT_TRUE(same_bits(over_grad_y, right));
+}
+
+TEST(SoftmaxBackward, RefusesOtherShapes) {
+  const Tensor<float, 2> y(2, 3), grad_y(2, 4);
+  Tensor<float, 2> grad_x(3, 3);
+  expect_error([&] { (void)Softmax<float>().backward(grad_y, y); },
+               {"Softmax::backward", "grad_y, expected [2,3], got [2,4]"});
+  expect_error([&] { Softmax<float>().backward_into(grad_x, y, y); },
+               {"Softmax::backward", "grad_x, expected [2,3], got [3,3]"});
+}
+
 }  // namespace
