@@ -162,6 +162,36 @@ TEST_P(SteadyState, AModuleAllocatesNothing) {
   expect_none("tied", [&] { attention.forward_into(y, x, attn::Causal{}); });
 }
 
+TEST_P(SteadyState, TrainingAllocatesNothing) {
+  auto attention = module();
+  const auto x = random_tensor<float, 3>({2, 60, 256}, 1), grad_y = random_tensor<float, 3>({2, 60, 256}, 2);
+  const auto bias = random_tensor<float, 4>({2, 1, 1, 60}, 4);
+  Tensor<float, 3> y(2, 60, 256), grad_x(2, 60, 256);
+  Tensor<float, 4> grad_bias(2, 1, 1, 60);
+  attn::LlamaAttention<float>::Activations saved;
+  expect_none("a step", [&] {
+    attention.zero_gradients();
+    attention.forward_into(y, x, attn::Causal{}, saved);
+    attention.backward_into(grad_x, grad_y, saved);
+  });
+  expect_none("a step with the gradient of a mask", [&] {
+    attention.forward_into(y, x, bias, saved);
+    attention.backward_into(grad_x, grad_y, saved, grad_bias);
+  });
+}
+
+TEST_P(SteadyState, AttentionsGradientsAllocateNothing) {
+  const auto q = random_tensor<float, 4>({1, 2, 100, 32}, 1), k = random_tensor<float, 4>({1, 2, 1200, 32}, 2);
+  Tensor<float, 4> y(1, 2, 100, 32), grad_q(1, 2, 100, 32), grad_k(1, 2, 1200, 32), grad_v(1, 2, 1200, 32);
+  Tensor<float, 3> lse(1, 2, 100);
+  const attn::AttentionOutputs<float> out{attn::View<float, 4>(y), attn::View<float, 3>(lse), {}};
+  const attn::AttentionGradientOutputs<float> gradients{grad_q, grad_k, grad_v, {}, {}};
+  expect_none("several slabs", [&] {
+    attn::scaled_dot_product_attention_into(out, q, k, k, attn::Causal{});
+    attn::scaled_dot_product_attention_backward_into(gradients, q, q, k, k, y, lse, attn::Causal{});
+  });
+}
+
 TEST_P(SteadyState, DecodingAllocatesNothing) {
   auto attention = module();
   attention.eval();

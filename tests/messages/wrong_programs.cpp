@@ -33,6 +33,14 @@ int main() {
   (void)attn::scaled_dot_product_attention(q, q, q, attn::NoMask{}, attn::Causal{});
 #elif defined(LINK_RETURNS_A_STRING)
   (void)attn::Chain(attn::SoftCap(50.F), [](float, Position) { return std::string(); });
+#elif defined(SCORE_WITHOUT_A_DERIVATIVE)
+  const attn::AttentionResult<float> result{q, {}, {}};
+  (void)attn::scaled_dot_product_attention_backward(q, q, q, q, result, attn::NoMask{},
+                                                    [](float score, Position) { return score; });
+#elif defined(ACTIVATIONS_WITH_A_CACHE)
+  auto cache = module.make_cache(1, 8);
+  attn::LlamaAttention<float>::Activations saved;
+  (void)module.forward(x, attn::Causal{}, cache, saved);
 #elif defined(QUERIES_ARE_COLUMN_MAJOR)
   (void)attn::scaled_dot_product_attention(Eigen::Tensor<float, 4>(1, 2, 4, 8), q, q);
 #elif defined(QUERIES_ARE_OF_RANK_3)
