@@ -154,7 +154,7 @@ attn::Tensor<float, 3> embed(const std::vector<std::string>& words) {
 
 // ------------------------------------------------------------------------------- 3. Weights that do something
 
-// Weights nobody trained attend to everything about alike. So each head is given a query and a key projection by hand,
+// Untrained weights attend to everything about alike. So each head is given a query and a key projection by hand,
 // of one of four kinds in turn. Their rows [head * 64, head * 64 + 64) are the head's own.
 
 /// score = sharpness * cosine of the angle between the spellings.

@@ -67,7 +67,7 @@ void expect_every_lane_once(Executor& executor) {
 // ---- The default pool. First in this file: the children must find it not yet started. ----
 
 #ifdef ATTN_TEST_CAN_FORK
-/// The text that `speak` returns, or the text of the error it throws, in a process of its own. Empty if that one crashes.
+/// The text that `speak` returns, or the text of the error it throws, in a process of its own. Empty if that process crashes.
 template <class Speak>
 std::string in_a_child(const Speak& speak) {
   std::array<int, 2> ends{};

@@ -18,7 +18,7 @@ namespace attn_test {
 /// The end of the memory that lies at a guarded page.
 enum class GuardAt { beginning, end };
 
-/// Memory of so many bytes with a guarded page at one end. At the end, alignment may leave a gap before the page.
+/// Memory of a given size with a guarded page at one end. At the end, alignment may leave a gap before the page.
 /// Errors: std::bad_alloc where the system has none left.
 inline void* guarded_allocate(std::size_t bytes, std::size_t alignment, GuardAt where) {
   static const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));

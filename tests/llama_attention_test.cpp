@@ -1,4 +1,4 @@
-// The document's module against its definition (module_support.hpp), its configurations, its errors. With a cache:
+// LlamaAttention against its definition (module_support.hpp), its configurations, its errors. With a cache:
 // llama_attention_cache_test.cpp. Against PyTorch: torch_module_test.cpp. Mask types here: none, Causal, an additive
 // tensor, a callable; each more is another instantiation per instruction set.
 #include "module_support.hpp"
@@ -50,7 +50,7 @@ void expect_definition(const LlamaAttention<float>& module, const Tensor<float, 
             std::max(2.0 * plain, 2.0 * float_epsilon * largest(exact)));
 }
 
-// ---- The document's module ----
+// ---- The module ----
 
 TEST(LlamaAttention, HasFourProjectionsWithBiasAndTwoDropouts) {
   LlamaAttention<float> module(48, 6, 0.25);

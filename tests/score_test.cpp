@@ -33,7 +33,7 @@ TEST(Score, SoftCapBoundsInfinity) {
   EXPECT_EQ(SoftCap(3.F)(infinity, Position{}), 3.0);
 }
 
-/// The slopes that Alibi takes for so many heads: what a distance of 1 subtracts.
+/// The slopes that Alibi takes for a number of heads: what a distance of 1 subtracts.
 std::vector<double> slopes(Index heads) {
   const Alibi alibi(heads);
   std::vector<double> result;

@@ -1,4 +1,4 @@
-// The document's module in half and bfloat16, on PyTorch's cases. Weights and input are rounded to the type first; the
+// LlamaAttention in half and bfloat16, on PyTorch's cases. Weights and input are rounded to the type first; the
 // truth is the definition in double on these; the bar is twice the error of the definition in float with the same
 // roundings (q, k, v, the heads' output and y are stored in the type), and one rounding of the output.
 #include "torch_support.hpp"

@@ -1,4 +1,4 @@
-// The document's module, and torch.nn.MultiheadAttention, against PyTorch. Cases: data/README.md. The bar: torch_support.hpp.
+// LlamaAttention, and torch.nn.MultiheadAttention, against PyTorch. Cases: data/README.md. The bar: torch_support.hpp.
 #include "torch_support.hpp"
 
 namespace {

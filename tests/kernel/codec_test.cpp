@@ -5,7 +5,20 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
+using attn_test::as_size;
+using attn_test::at_both_ends;
+using attn_test::Fenced;
+using attn_test::GuardAt;
+using attn_test::GuardedCopy;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::on_every_isa;
+using attn_test::same_bits;
+using attn_test::Storages;
+using attn_test::stored;
+using attn_test::to;
+using attn_test::whole_numbers;
 
 template <class Storage>
 class Codec : public testing::Test {};

@@ -5,9 +5,16 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
 using attn::DropoutRule;
 using attn::Position;
+using attn_test::Accumulators;
+using attn_test::as_size;
+using attn_test::Fenced;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::numbers_between;
+using attn_test::on_every_isa;
 using kernel::DropoutPlace;
 
 template <class A>

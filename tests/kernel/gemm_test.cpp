@@ -3,7 +3,14 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
+using attn_test::Accumulators;
+using attn_test::all_befores;
+using attn_test::Before;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::on_every_isa;
+using attn_test::ProductCase;
 
 template <class A>
 class Gemm : public testing::Test {};

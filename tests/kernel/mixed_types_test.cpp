@@ -9,7 +9,14 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
+using attn_test::as_size;
+using attn_test::Fenced;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::numbers_between;
+using attn_test::on_every_isa;
+using attn_test::same_bits;
 using kernel::Bfloat16;
 using kernel::Half;
 

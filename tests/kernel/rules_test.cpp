@@ -8,10 +8,17 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
 using attn::Block;
 using attn::Coverage;
 using attn::Position;
+using attn_test::Accumulators;
+using attn_test::as_size;
+using attn_test::Fenced;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::on_every_isa;
+using attn_test::whole_numbers;
 
 // ---- trim -------------------------------------------------------------------------------------------------------
 

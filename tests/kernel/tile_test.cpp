@@ -5,7 +5,21 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
+using attn_test::Accumulators;
+using attn_test::all_befores;
+using attn_test::as_size;
+using attn_test::at_both_ends;
+using attn_test::Before;
+using attn_test::Fenced;
+using attn_test::GuardAt;
+using attn_test::GuardedCopy;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::numbers_between;
+using attn_test::on_every_isa;
+using attn_test::ProductCase;
+using attn_test::whole_numbers;
 
 template <class A>
 class Tile : public testing::Test {};

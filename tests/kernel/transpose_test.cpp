@@ -5,7 +5,18 @@
 
 namespace {
 
-using namespace attn_test;
+namespace kernel = attn::kernel;
+using attn_test::Accumulators;
+using attn_test::at_both_ends;
+using attn_test::Fenced;
+using attn_test::GuardAt;
+using attn_test::GuardedCopy;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::numbers_between;
+using attn_test::on_every_isa;
+using attn_test::same_bits;
+using attn_test::to;
 
 template <class A>
 class Transpose : public testing::Test {};

@@ -81,7 +81,7 @@ class AttentionTasks {
   static constexpr Index chunk_keys = 64 * step_keys;
   static constexpr Index max_copied = (48 << 20) / static_cast<Index>(sizeof(A));  // of all threads together: 48 MB
 
-  /// Whether so many equal tasks leave less than 1 in 16 of the threads' time idle.
+  /// Whether this many equal tasks leave less than 1 in 16 of the threads' time idle.
   static bool keeps_busy(Index tasks, Index threads) { return (round_up(tasks, threads) - tasks) * 16 <= tasks; }
   /// The stride of copied rows: padded by one cache line, since a stride of 512 bytes maps to few sets of L1 (1 to 2 %).
   static constexpr Index copied_stride(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
