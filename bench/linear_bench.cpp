@@ -1,4 +1,4 @@
-// attn::Linear: a prompt, limited by multiply-adds; a token, limited by reading the weight.
+// attn::Linear: a prompt, forward and backward, limited by multiply-adds; a token, limited by reading the weight.
 #include <vector>
 
 #include "support.hpp"
@@ -18,14 +18,60 @@ void time_linear(benchmark::State& state) {
   time_runs(state, {.operations = 2.0 * static_cast<double>(M * N * K)}, [&] { linear.forward_into(y, x); });
 }
 
+void linear_shapes(benchmark::internal::Benchmark* it) {
+  it->ArgNames({"M", "N", "K"})->Unit(benchmark::kMillisecond)->UseRealTime();
+  it->Args({512, 4096, 4096})->Args({2048, 1024, 1024})->Args({1024, 768, 768});
+}
 void linear(benchmark::State& state) { time_linear(state); }
-BENCHMARK(linear)
-    ->ArgNames({"M", "N", "K"})
-    ->Args({512, 4096, 4096})
-    ->Args({2048, 1024, 1024})
-    ->Args({1024, 768, 768})
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
+BENCHMARK(linear)->Apply(linear_shapes);
+
+/// Whether the gradients of one backward pass are what x [rows,in], grad_y [rows,out] and the weight say, at 100 places
+/// each, by a double loop.
+bool check_gradients(const Linear<float>& linear, const Tensor<float, 2>& x, const Tensor<float, 2>& grad_y,
+                     const Tensor<float, 2>& grad_x) {
+  const Index M = x.dimension(0), N = grad_y.dimension(1), K = x.dimension(1);
+  const auto weight = linear.weight(), of_weight = linear.weight_gradient();
+  const auto of_bias = linear.bias_gradient();
+  const auto is_sum = [](Index terms, const auto& term, float result) {
+    double sum = 0.0, size = 0.0;
+    for (Index i = 0; i < terms; ++i) sum += term(i), size += std::abs(term(i));
+    return std::abs(sum - double{result}) <= 1e-6 * size;
+  };
+  for (Index i = 0; i < 100; ++i) {
+    const Index m = i < 2 ? i * (M - 1) : i * 7919 % M, n = i < 2 ? i * (N - 1) : i * 6007 % N,
+                k = i < 2 ? i * (K - 1) : i * 5003 % K;
+    if (!is_sum(
+            N, [&](Index j) { return double{grad_y(m, j)} * double{weight(j, k)}; }, grad_x(m, k)))
+      return false;
+    if (!is_sum(
+            M, [&](Index j) { return double{grad_y(j, n)} * double{x(j, k)}; }, of_weight(n, k)))
+      return false;
+    if (!is_sum(
+            M, [&](Index j) { return double{grad_y(j, n)}; }, of_bias(n)))
+      return false;
+  }
+  return true;
+}
+
+/// All gradients of one layer. share_of_forward: how its rate compares with that of forward, in bursts that alternate.
+void linear_backward(benchmark::State& state) {
+  const Index M = state.range(0), N = state.range(1), K = state.range(2);
+  Linear<float> linear(K, N);
+  const auto x = random<2>({M, K}, 1), grad_y = random<2>({M, N}, 2);
+  auto y = linear.forward(x), grad_x = linear.backward(grad_y, x);
+  if (!check_gradients(linear, x, grad_y, grad_x)) return reject(state);
+  const double operations = 2.0 * static_cast<double>(M * N * K);
+  const auto backward = [&] { linear.backward_into(grad_x, grad_y, x); };
+  time_runs(state, {.operations = 2.0 * operations}, backward);
+  state.counters["share_of_forward"] = share_of(2.0 * operations, backward, [&] {
+    constexpr int runs = 4;
+    const double time = seconds([&] {
+      for (int i = 0; i < runs; ++i) linear.forward_into(y, x);
+    });
+    return operations * runs / time;
+  });
+}
+BENCHMARK(linear_backward)->Apply(linear_shapes);
 
 /// The matrix tile: one core, everything in its L2 cache.
 void linear_one_core(benchmark::State& state) {
