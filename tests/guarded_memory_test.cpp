@@ -240,6 +240,28 @@ TYPED_TEST(GuardedMemory, IsUntouchedBesideInputAndOutputOfLinear) {
       });
 }
 
+TYPED_TEST(GuardedMemory, IsUntouchedBesideGradientsOfLinear) {
+  for (const auto& [in, out, rows] : linear_sizes)
+    at_both_ends([&, in = in, out = out, rows = rows](GuardAt where) {
+      const auto x = random_tensor<TypeParam, 2>({rows, in}, 1), grad_y = random_tensor<TypeParam, 2>({rows, out}, 2);
+      Linear<TypeParam> plain(in, out, true, 1);
+      std::optional<Linear<TypeParam>> layer;
+      run_guarded(where, [&] { layer.emplace(in, out, true, 1); });
+      const Tensor<TypeParam, 2> expected = plain.backward(grad_y, x);
+      const GuardedTensor<TypeParam, 2> guarded_x(x, where), guarded_y(grad_y, where), grad_x(x, where);
+      run_guarded(where, [&] { layer->backward_into(grad_x.view(), guarded_y.view(), guarded_x.view()); });
+      EXPECT_TRUE(same_bits(grad_x.tensor(), expected)) << in << " to " << out << ", " << rows << " rows";
+
+      const GuardedTensor<TypeParam, 2> apart_x(x, where, {in + 3, 1}), apart_y(grad_y, where, {out + 5, 1}),
+          apart_grad(x, where, {in + 7, 1});
+      run_guarded(where, [&] { layer->backward_into(apart_grad.view(), apart_y.view(), apart_x.view()); });
+      EXPECT_TRUE(same_bits(apart_grad.tensor(), expected)) << "rows apart";
+      plain.add_gradients(grad_y, x);
+      EXPECT_TRUE(same_bits(layer->weight_gradient(), plain.weight_gradient()));
+      EXPECT_TRUE(same_bits(layer->bias_gradient(), plain.bias_gradient()));
+    });
+}
+
 TYPED_TEST(GuardedMemory, IsUntouchedBesideWeightAndBiasOfLinear) {
   for (const auto& [in, out, rows] : linear_sizes)
     at_both_ends([&, in = in, out = out, rows = rows](GuardAt where) {
