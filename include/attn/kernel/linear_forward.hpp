@@ -106,9 +106,8 @@ class LinearTasks {
       part.slot = at;
       if (by_panel() || at.panel == 0) read_rows(part, buffers);
       const Index passes = ceil_div(std::min(width, problem_.out - part.panel * width), arithmetic_.panel_columns());
-      part.ahead = {};
-      if (next.block == 0)
-        part.ahead = panels_.ahead(first_panel + next.panel, next.part * depth_, part.inputs, passes);
+      part.ahead = panels_.ahead(first_panel + next.panel, next.part * depth_, part.inputs, passes);
+      if (next.block > 0) part.ahead.rows = 0;  // that part of the weight has been copied
       add_panel(part, buffers);
     }
   }
