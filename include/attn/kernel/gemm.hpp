@@ -66,7 +66,7 @@ void multiply(const Arithmetic<A>& arithmetic, Product<A> product, Index rows, I
       for (Index r = 0; r < done; ++r)
         prefetch(product.c + r * product.c_row, tiles.columns * static_cast<Index>(sizeof(A)));
     (whole ? tiles.whole : tiles.one)(product, ahead.row + done_bytes, ahead.rows > 0 ? every - 1 : -1);
-    if (whole)
+    if (whole && ahead.rows > 0)
       for (done_bytes += depth / every * 64; done_bytes >= ahead.size && ahead.rows > 0; done_bytes -= ahead.size) {
         ahead.row += ahead.stride;
         if (--ahead.rows > 0 && done_bytes > ahead.size) prefetch(ahead.row, ahead.size);
