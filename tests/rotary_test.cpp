@@ -5,7 +5,6 @@ namespace {
 
 using attn::Index;
 using attn::Rotary;
-using attn::RotaryConfig;
 using attn::RotaryLayout;
 using attn::Tensor;
 using attn::View;
@@ -327,62 +326,6 @@ TEST(RotaryLengths, AreRefusedIfTheyDoNotFit) {
   EXPECT_TRUE(same_bits(x, before));
 }
 
-TEST(RotaryWeights, ConvertThereAndBack) {
-  for (const Index heads : {1, 2, 3}) {
-    const auto weight = random_tensor<float, 2>({heads * 8, 5}, 1);
-    const auto bias = random_tensor<double, 1>({heads * 8}, 2);
-    EXPECT_TRUE(same_bits(attn::to_interleaved(attn::to_half_split(weight, heads), heads), weight));
-    EXPECT_TRUE(same_bits(attn::to_half_split(attn::to_interleaved(weight, heads), heads), weight));
-    EXPECT_TRUE(same_bits(attn::to_interleaved(attn::to_half_split(bias, heads), heads), bias));
-    EXPECT_FALSE(same_bits(attn::to_half_split(weight, heads), weight));
-  }
-}
-
-TEST(RotaryWeights, ToHalfSplitTakesEvenRowsThenOddRows) {
-  Tensor<float, 1> bias(12);
-  for (Index i = 0; i < 12; ++i) bias(i) = static_cast<float>(i);
-  Tensor<float, 1> expected(12);
-  expected.setValues({0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11});
-  EXPECT_TRUE(same_bits(attn::to_half_split(bias, 2), expected));
-}
-
-TEST(RotaryWeights, GiveTheSameScoresOnceConverted) {
-  constexpr Index H = 2, D = 8, E = 5;
-  const auto x = random_tensor<float, 2>({7, E}, 1);
-  const auto wq = random_tensor<float, 2>({H * D, E}, 2), wk = random_tensor<float, 2>({H * D, E}, 3);
-  const auto scores = [&](const Tensor<float, 2>& of_q, const Tensor<float, 2>& of_k, RotaryLayout layout) {
-    const auto heads = [&](const Tensor<float, 2>& w) {
-      Tensor<float, 4> y(1, H, 7, D);
-      for (Index h = 0; h < H; ++h)
-        for (Index s = 0; s < 7; ++s)
-          for (Index d = 0; d < D; ++d) {
-            float sum = 0.F;
-            for (Index e = 0; e < E; ++e) sum += x(s, e) * w(h * D + d, e);
-            y(0, h, s, d) = sum;
-          }
-      const std::array<Index, 1> start{0};
-      Rotary(D, {.layout = layout}).apply(y, start);
-      return y;
-    };
-    const auto q = heads(of_q), k = heads(of_k);
-    Tensor<float, 3> result(H, 7, 7);
-    result.setZero();
-    for (Index h = 0; h < H; ++h)
-      for (Index s = 0; s < 7; ++s)
-        for (Index t = 0; t < 7; ++t)
-          for (Index d = 0; d < D; ++d) result(h, s, t) += q(0, h, s, d) * k(0, h, t, d);
-    return result;
-  };
-  const auto expected = scores(wq, wk, interleaved);
-  EXPECT_LE(max_difference(scores(attn::to_half_split(wq, H), attn::to_half_split(wk, H), half_split), expected), 1e-5);
-  EXPECT_GT(max_difference(scores(wq, wk, half_split), expected), 1e-2);
-}
-
-TEST(RotaryWeights, RefuseHeadsThatDoNotDivideTheRows) {
-  expect_error([] { return attn::to_half_split(Tensor<float, 2>(12, 3), 4); }, {"[attn::to_half_split]", "got [12,3]"});
-  expect_error([] { return attn::to_interleaved(Tensor<float, 1>(12), 0); }, {"[attn::to_interleaved]", "got [12]"});
-}
-
 TEST(Rotary, RefusesOddHeadSizes) {
   expect_error([] { Rotary rotary(7); }, {"[attn::Rotary] head size", "even", "got 7"});
   expect_error([] { Rotary rotary(0); }, {"[attn::Rotary]", "got 0"});
@@ -515,77 +458,6 @@ TEST(Rotary, RefusesToRunOnceMovedFromAndCanBeAssignedTo) {
   rotary = moved;
   rotary.apply(again, start);
   EXPECT_TRUE(same_bits(again, expected));
-}
-
-/// The sum of products of gradients and outputs does not change when both are turned back.
-template <class T>
-void expect_transpose(const RotaryConfig& config, double bar) {
-  const Rotary rotary(16, config);
-  const std::array<Index, 2> start{3, 40}, lengths{19, 61};
-  const auto x = random_tensor<T, 4>({2, 3, 11, 16}, 1), grad_y = random_tensor<T, 4>({2, 3, 11, 16}, 2);
-  auto y = x, grad_x = grad_y;
-  rotary.apply(y, start, lengths);
-  rotary.backward(grad_x, start, lengths);
-  double of_outputs = 0.0, of_inputs = 0.0;
-  for (Index i = 0; i < x.size(); ++i) {
-    of_outputs += static_cast<double>(grad_y.data()[i]) * static_cast<double>(y.data()[i]);
-    of_inputs += static_cast<double>(grad_x.data()[i]) * static_cast<double>(x.data()[i]);
-  }
-  EXPECT_NEAR(of_outputs, of_inputs, bar);
-  EXPECT_GT(max_difference(grad_x, grad_y), 0.1);
-}
-
-TEST(RotaryBackward, IsTheTransposeOfTheRotation) {
-  for (const auto layout : {half_split, interleaved}) {
-    expect_transpose<float>({.layout = layout}, 1e-4);
-    expect_transpose<double>({.layout = layout}, 1e-12);
-    expect_transpose<Eigen::half>({.layout = layout}, 0.1);
-    expect_transpose<Eigen::bfloat16>({.layout = layout}, 1.0);
-  }
-}
-
-TEST(RotaryBackward, AgreesWithCentralDifferences) {
-  const Rotary rotary(6, {.layout = interleaved, .theta = 100.0});
-  const std::array<Index, 1> start{5};
-  const auto grad_y = random_tensor<double, 4>({1, 2, 3, 6}, 2);
-  auto x = random_tensor<double, 4>({1, 2, 3, 6}, 1);
-  const auto loss = [&] {
-    auto y = x;
-    rotary.apply(y, start);
-    double sum = 0.0;
-    for (Index i = 0; i < y.size(); ++i) sum += y.data()[i] * grad_y.data()[i];
-    return sum;
-  };
-  auto grad_x = grad_y;
-  rotary.backward(grad_x, start);
-  for (Index i = 0; i < x.size(); ++i) {
-    const double before = x.data()[i];
-    x.data()[i] = before + 1e-3;
-    const double above = loss();
-    x.data()[i] = before - 1e-3;
-    const double below = loss();
-    x.data()[i] = before;
-    EXPECT_NEAR((above - below) / 2e-3, grad_x.data()[i], 1e-6);
-  }
-}
-
-TEST(RotaryBackward, TurnsAPairAsTwoCallsDo) {
-  const Rotary rotary(8);
-  const std::array<Index, 2> start{0, 40};
-  auto q = random_tensor<float, 4>({2, 3, 21, 8}, 1), k = random_tensor<float, 4>({2, 1, 21, 8}, 2);
-  auto q_alone = q, k_alone = k;
-  rotary.backward(q_alone, start);
-  rotary.backward(k_alone, start);
-  rotary.backward(q, k, start);
-  EXPECT_TRUE(same_bits(q, q_alone));
-  EXPECT_TRUE(same_bits(k, k_alone));
-}
-
-TEST(RotaryBackward, RefusesWhatApplyRefuses) {
-  const Rotary rotary(8);
-  const std::array<Index, 1> start{0};
-  Tensor<float, 4> narrow(1, 1, 2, 6);
-  expect_error([&] { rotary.backward(narrow, start); }, {"Rotary::backward", "last dimension, expected 8"});
 }
 
 }  // namespace
