@@ -13,36 +13,11 @@ using attn::Causal;
 using attn::Index;
 using attn::LlamaAttention;
 using attn::LlamaAttentionConfig;
-using attn::Position;
-using attn::Tensor;
-using attn_test::float_epsilon;
 using attn_test::largest;
 using attn_test::max_difference;
 using attn_test::plain_module;
 using attn_test::random_tensor;
 using attn_test::same_bits;
-
-/// A user's own mask: a key at an odd position is seen by its own query alone.
-struct EvenKeys {
-  bool operator()(Position at) const { return at.key % 2 == 0 || at.key == at.query; }
-};
-
-LlamaAttention<float> evaluating(LlamaAttentionConfig config) {
-  config.seed = 11;
-  LlamaAttention<float> module(config);
-  module.eval();
-  return module;
-}
-
-/// Our error against the definition in double is at most twice that of the definition in float. The floor: 2 ulp of the
-/// largest output.
-template <class M = attn::NoMask>
-void expect_definition(const LlamaAttention<float>& module, const Tensor<float, 3>& x, const M& mask = {}) {
-  const auto exact = plain_module<double>(module, x, mask);
-  const double plain = max_difference(plain_module<float>(module, x, mask), exact);
-  EXPECT_LE(max_difference(module.forward(x, mask), exact),
-            std::max(2.0 * plain, 2.0 * float_epsilon * largest(exact)));
-}
 
 // ---- Training ----
 

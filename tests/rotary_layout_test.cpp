@@ -14,19 +14,6 @@ using attn_test::same_bits;
 
 constexpr auto half_split = RotaryLayout::half_split, interleaved = RotaryLayout::interleaved;
 
-/// Head vectors [1,H,1,D] turned to a position.
-Tensor<float, 4> turned(const Rotary& rotary, Tensor<float, 4> x, Index position) {
-  const std::array<Index, 1> start{position};
-  rotary.apply(x, start);
-  return x;
-}
-
-double dot(const Tensor<float, 4>& a, const Tensor<float, 4>& b) {
-  double sum = 0.0;
-  for (Index i = 0; i < a.size(); ++i) sum += static_cast<double>(a.data()[i]) * static_cast<double>(b.data()[i]);
-  return sum;
-}
-
 TEST(RotaryWeights, ConvertThereAndBack) {
   for (const Index heads : {1, 2, 3}) {
     const auto weight = random_tensor<float, 2>({heads * 8, 5}, 1);
