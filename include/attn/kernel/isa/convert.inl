@@ -1,12 +1,51 @@
 // Part of body.inl: elements stored in 16 bits, and their conversion.
 
-// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory, so plain integer
-// arithmetic is fast enough on every instruction set.
+// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory: by the CPU, or by integer
+// arithmetic, which gives the same.
 ATTN_INLINE Vec<float> load(const Bfloat16* from) {
   Simd<float>::Narrow narrow;
   __builtin_memcpy(&narrow, from, sizeof narrow);
   return from_bits<float>(__builtin_convertvector(narrow, Bits<float>) << 16);
 }
+ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
+  const Bits<float> b = bits<float>(v);
+  const Bits<float> rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Bits<float> nan = (b >> 16) | 0x40;
+  const Simd<float>::Narrow narrow =
+      __builtin_convertvector((b & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded, Simd<float>::Narrow);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+#if defined(ATTN_REGION_HAS_TARGET)
+// The CPU's own conversion, which subnormal numbers take as well, whatever flush-to-zero says.
+ATTN_INLINE Vec<float> load(const Half* from) {
+#if ATTN_VECTOR_BYTES == 64
+  typedef short Halves __attribute__((vector_size(32)));
+  Halves narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+#if defined(__clang__)
+  constexpr unsigned short all = 0xFFFF;
+#else
+  constexpr short all = -1;  // as g++ declares it
+#endif
+  return __builtin_ia32_vcvtph2ps512_mask(narrow, Vec<float>{}, all, 4);  // 4: the CPU's rounding mode
+#else
+  typedef short Halves __attribute__((vector_size(16)));
+  Halves narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  return __builtin_ia32_vcvtph2ps256(narrow);
+#endif
+}
+ATTN_INLINE void store(Half* to, Vec<float> v) {
+#if ATTN_VECTOR_BYTES == 64
+  typedef short Halves __attribute__((vector_size(32)));
+  const Halves narrow =
+      __builtin_ia32_vcvtps2ph512_mask(v, 0, Halves{}, static_cast<unsigned short>(-1));  // 0: to nearest, ties to even
+#else
+  const auto narrow = __builtin_ia32_vcvtps2ph256(v, 0);
+#endif
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+#else
 ATTN_INLINE Vec<float> load(const Half* from) {
   Simd<float>::Narrow narrow;
   __builtin_memcpy(&narrow, from, sizeof narrow);
@@ -20,14 +59,6 @@ ATTN_INLINE Vec<float> load(const Half* from) {
   const Bits<float> finite = magnitude < 0x00800000 ? subnormal : normal;
   return from_bits<float>(sign | (magnitude >= 0x0F800000 ? special : finite));
 }
-ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
-  const Bits<float> b = bits<float>(v);
-  const Bits<float> rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const Bits<float> nan = (b >> 16) | 0x40;
-  const Simd<float>::Narrow narrow =
-      __builtin_convertvector((b & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded, Simd<float>::Narrow);
-  __builtin_memcpy(to, &narrow, sizeof narrow);
-}
 ATTN_INLINE void store(Half* to, Vec<float> v) {
   const Bits<float> b = bits<float>(v), sign = (b >> 16) & 0x8000, magnitude = b & 0x7FFFFFFF;
   const Bits<float> normal = (magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
@@ -39,6 +70,7 @@ ATTN_INLINE void store(Half* to, Vec<float> v) {
   const Simd<float>::Narrow narrow = __builtin_convertvector(half | sign, Simd<float>::Narrow);
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }
+#endif
 
 /// n elements from T to the type they are computed in, or back. n need not be a multiple of anything.
 template <class To, class From>
