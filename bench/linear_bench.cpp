@@ -99,6 +99,45 @@ void linear_one_row(benchmark::State& state) {
 }
 BENCHMARK(linear_one_row)->ArgNames({"N", "K"})->Args({4096, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
 
+/// A few rows through layers stored in 16 bits, beside the same in float: `of_float` is the median over alternating rounds
+/// of float's time by theirs. 512 MB of weights each.
+template <class T>
+void linear_low_precision(benchmark::State& state) {
+  const Index rows = state.range(0), N = state.range(1), K = state.range(2);
+  const auto round = [&](const auto& layers, const auto& x, auto& y) {
+    return seconds([&] {
+             for (const auto& layer : layers) layer.forward_into(y, x);
+           }) /
+           static_cast<double>(layers.size());
+  };
+  const std::vector<Linear<float>> in_float(static_cast<std::size_t>((Index{1} << 27) / (N * K)), Linear<float>(K, N));
+  const std::vector<Linear<T>> layers(2 * in_float.size(), Linear<T>(K, N));
+  const auto x = random<2>({rows, K}, 1);
+  const Tensor<T, 2> narrow = x.template cast<T>();
+  Tensor<float, 2> y(rows, N);
+  Tensor<T, 2> z(rows, N);
+  round(in_float, x, y), round(layers, narrow, z);
+  std::vector<double> ratios;
+  for (int pair = 0; pair < 9; ++pair) {
+    const double of_float = round(in_float, x, y);
+    ratios.push_back(of_float / round(layers, narrow, z));
+  }
+  time_runs(state, {}, [&] { layers.front().forward_into(z, narrow); });
+  state.counters["of_float"] = median(ratios);
+}
+BENCHMARK(linear_low_precision<Eigen::bfloat16>)
+    ->ArgNames({"rows", "N", "K"})
+    ->Args({1, 4096, 4096})
+    ->Args({8, 4096, 4096})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK(linear_low_precision<Eigen::half>)
+    ->ArgNames({"rows", "N", "K"})
+    ->Args({1, 4096, 4096})
+    ->Args({8, 4096, 4096})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+
 }  // namespace
 }  // namespace attn_bench
 

@@ -15,13 +15,13 @@ namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 /// A product of matrices: c(r, n) = before(r, n) * factor(n) + sum over i below depth of a(r, i) b(i, n); or, without
-/// `before`, the sum times factor(n).
-template <class Operand, class A = Operand>
+/// `before`, the sum times factor(n). b may be stored in another type, from which the tile converts it.
+template <class Operand, class A = Operand, class B = Operand>
 struct Product {
   const Operand* a = nullptr;  ///< a(r, i) is a[r * a_row + i * a_step]: strided rows, or a transposed matrix
   Index a_row = 0;
   Index a_step = 1;
-  const Operand* b = nullptr;  ///< b(i, n) is b[i * b_row + n]
+  const B* b = nullptr;  ///< b(i, n) is b[i * b_row + n]
   Index b_row = 0;
   Index depth = 0;
   A* c = nullptr;
@@ -39,9 +39,9 @@ struct Product {
 
 /// A microkernel of rows x columns, and its variant of one row. While it runs it prefetches cache lines from `prefetch`
 /// on, one whenever the number of steps left has none of the bits of `prefetch_mask`: every mask + 1 steps; -1: none.
-template <class Operand, class A = Operand>
+template <class Operand, class A = Operand, class B = Operand>
 struct Tiles {
-  using Tile = void (*)(const Product<Operand, A>&, const char* prefetch, Index prefetch_mask);
+  using Tile = void (*)(const Product<Operand, A, B>&, const char* prefetch, Index prefetch_mask);
   Index rows, columns;
   Tile whole, one;
 };

@@ -28,5 +28,7 @@ inline constexpr GradientArithmetic<A> gradient_arithmetic{.score_gradients = sc
                                                            .row_products = row_products<A>};
 
 template <class Storage, class A = AccumulatorOf<Storage>>
-inline constexpr Codec<Storage> codec{
-    .load = convert_rows<A, Storage>, .store = convert_rows<Storage, A>, .load_transposed = transpose_rows<A, Storage>};
+inline constexpr Codec<Storage> codec{.load = convert_rows<A, Storage>,
+                                      .store = convert_rows<Storage, A>,
+                                      .load_transposed = transpose_rows<A, Storage>,
+                                      .tiles = converting_tiles<A, Storage>};

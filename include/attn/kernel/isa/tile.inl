@@ -10,9 +10,10 @@ inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
 /// loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A little over 40 lines, since sums that
 /// pass through another function would leave their registers.
-template <class A, int R, int N>
-__attribute__((noinline)) void tile(const Product<A>& product, const char* prefetch, Index prefetch_mask) {
-  const A *a[std::size_t{R}], *b = product.b;
+template <class A, int R, int N, class B = A>
+__attribute__((noinline)) void tile(const Product<A, A, B>& product, const char* prefetch, Index prefetch_mask) {
+  const A* a[std::size_t{R}];
+  const B* b = product.b;
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) a[r] = product.a + r * product.a_row;
   const Index a_step = product.a_step, b_row = product.b_row;
@@ -60,6 +61,10 @@ __attribute__((noinline)) void tile(const Product<A>& product, const char* prefe
 /// The tiles of a panel.
 template <class A, int N>
 inline constexpr Tiles<A> panel_tiles{tile_rows, N* lanes<A>, tile<A, tile_rows, N>, tile<A, 1, N>};
+/// The tiles whose b is stored in another type.
+template <class A, class B>
+inline constexpr Tiles<A, A, B> converting_tiles{tile_rows, tile_columns<A>, tile<A, tile_rows, tile_vectors, B>,
+                                                 tile<A, 1, tile_vectors, B>};
 /// The tiles of skinny products are wide: rows of 512 bytes read whole gave 20 GB/s, halves of them 15 (one core of AMD Zen 4).
 template <class A, int R, int N>
 inline constexpr Tiles<A> skinny_tiles{R, N* lanes<A>, tile<A, R, N>, tile<A, 1, N>};
