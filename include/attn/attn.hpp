@@ -46,4 +46,5 @@
 #include "llama_attention_config.hpp"
 #include "llama_activations.hpp"
 #include "llama_attention.hpp"
+#include "llama_attention_forward.hpp"
 #include "llama_attention_backward.hpp"
