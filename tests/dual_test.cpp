@@ -74,6 +74,20 @@ TEST(Dual, HasTheDerivativesOfFunctions) {
   }
 }
 
+TEST(Dual, ToThePowerOfZeroIsAConstantAtZeroToo) {
+  const Dual<double> got = pow(Dual<double>(0.0, 1.0), 0);
+  EXPECT_EQ(got.value, 1.0);
+  EXPECT_EQ(got.derivative, 0.0);
+}
+
+TEST(Dual, TakesTheTanhOfSoftCap) {
+  for (float x = -12.F; x < 12.F; x += 0.37F) {
+    const Dual<float> got = 3.F * tanh(Dual<float>(x, 1.F) / 3.F);
+    EXPECT_EQ(got.value, attn::SoftCap(3.F)(x, Position{})) << x;
+    EXPECT_NEAR(got.derivative, attn::SoftCap(3.F).derivative(x, Position{}), 1e-6F) << x;
+  }
+}
+
 TEST(Dual, ComparesValuesAlone) {
   EXPECT_TRUE(Dual<float>(1.F, 5.F) == Dual<float>(1.F, 6.F));
   EXPECT_TRUE(Dual<float>(1.F, 5.F) < 2.F);
@@ -117,6 +131,23 @@ TEST(ScoreDerivative, IsTheFunctionsOwnWhereItHasOne) {
   const attn::Chain chain{twice, WithItsOwn{}, twice};
   EXPECT_EQ(attn::detail::score_with_derivative<double>(chain, 3.0, Position{}).value, 72.0);
   EXPECT_EQ(attn::detail::score_with_derivative<double>(chain, 3.0, Position{}).derivative, 28.0);
+}
+
+static_assert(attn::detail::Differentiable<WithItsOwn, double>);
+static_assert(attn::detail::Differentiable<attn::Chain<attn::SoftCap, attn::Chain<WithItsOwn, attn::Alibi>>, double>);
+
+/// Takes a number, so that dual numbers cannot pass.
+struct WithoutADerivative {
+  double operator()(double score, Position) const { return score; }
+};
+
+TEST(ScoreDerivative, OfAChainNeedsThatOfEveryLink) {
+  using attn::detail::Differentiable;
+  using Nested = attn::Chain<attn::SoftCap, attn::Chain<attn::Alibi, WithoutADerivative>>;
+  EXPECT_FALSE((Differentiable<WithoutADerivative, double>));
+  EXPECT_FALSE((Differentiable<attn::Chain<WithoutADerivative>, double>));
+  EXPECT_FALSE((Differentiable<Nested, double>));
+  EXPECT_TRUE((attn::ScoreFunction<Nested, double>));
 }
 
 TEST(ScoreDerivative, OfABiasIsThatOfWhatFollowsIt) {

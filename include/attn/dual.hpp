@@ -5,7 +5,7 @@
 #include <concepts>
 #include <type_traits>
 
-#include "error.hpp"
+#include "math.hpp"
 
 namespace attn {
 
@@ -63,12 +63,13 @@ struct Dual {
   requires std::is_arithmetic_v<N>
   friend Dual pow(Dual x, N exponent) {
     const auto n = static_cast<A>(exponent);
-    return {std::pow(x.value, n), n * std::pow(x.value, n - 1) * x.derivative};
+    const A slope = n == 0 ? A{0} : n * std::pow(x.value, n - 1);  // at x = 0, too
+    return {std::pow(x.value, n), slope * x.derivative};
   }
   friend Dual sin(Dual x) { return {std::sin(x.value), std::cos(x.value) * x.derivative}; }
   friend Dual cos(Dual x) { return {std::cos(x.value), -std::sin(x.value) * x.derivative}; }
   friend Dual tanh(Dual x) {
-    const A y = std::tanh(x.value);
+    const A y = detail::tanh(x.value);
     return {y, (1 - y * y) * x.derivative};
   }
   friend Dual erf(Dual x) {

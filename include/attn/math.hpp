@@ -1,6 +1,7 @@
-// Floor 0. Small arithmetic: rounding of counts, sizes that cannot overflow, and tests of numbers by their bits.
+// Floor 0. Small arithmetic: rounding of counts, sizes that cannot overflow, tests of numbers by their bits, and tanh.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string_view>
@@ -78,5 +79,37 @@ template <class A>
 [[nodiscard]] constexpr bool is_probability(double x) {
   return magnitude_bits(x) == 0 || (bits_of(x) == magnitude_bits(x) && bits_of(x) <= bits_of(1.0));
 }
+
+/// tanh, at most 3 ULP off. Up to 0.625 an odd polynomial (Cephes), above it 1 - 2 / (e^2|x| + 1); NaN stays NaN.
+/// Both are computed and chosen by bits, without a branch or a call, so that compilers vectorise loops over it: g++ 12 -O2
+/// does not where a ?: is on floats. std::tanh took 5 times as long.
+inline float tanh(float x) {
+  const std::uint32_t magnitude = magnitude_bits(x);
+  const float square = x * x;
+  float p = -5.70498872745e-3F * square + 2.06390887954e-2F;
+  p = p * square - 5.37397155531e-2F;
+  p = p * square + 1.33314422036e-1F;
+  p = p * square - 3.33332819422e-1F;
+  const float by_polynomial = p * square * x + x;
+
+  const std::uint32_t most = bits_of(10.F);  // tanh(10) is 1 in float
+  const float y = 2.F * __builtin_bit_cast(float, magnitude < most ? magnitude : most);
+  const int n = static_cast<int>(y * 1.44269504F + 0.5F);
+  const auto whole = static_cast<float>(n);
+  const float r = (y - whole * 0.693359375F) + whole * 2.12194440e-4F;
+  float e = 1.3843644056e-3F * r + 8.3741633919e-3F;  // e^r, as the kernel's exp
+  e = e * r + 4.1668002576e-2F;
+  e = e * r + 1.6666431170e-1F;
+  e = e * r + 4.9999994206e-1F;
+  e = e * r + 1.F;
+  e = e * r + 1.F;
+  const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
+  // From 0.625 to infinity. NaN takes the polynomial, which is NaN.
+  const std::uint32_t from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
+  const std::uint32_t beyond = magnitude - from <= infinity - from ? ~std::uint32_t{0} : 0;
+  const std::uint32_t sign = bits_of(x) & 0x80000000U;
+  return __builtin_bit_cast(float, (beyond & (bits_of(by_exponential) | sign)) | (~beyond & bits_of(by_polynomial)));
+}
+inline double tanh(double x) { return std::tanh(x); }
 
 }  // namespace attn::detail

@@ -120,6 +120,7 @@ void scaled_dot_product_attention_backward_into(
     std::type_identity_t<View<const Accumulator<T>, 3>> log_sum_exp, const M& mask, const F& score,
     const AttentionOptions& options, std::type_identity_t<View<const Accumulator<T>, 3>> grad_log_sum_exp = {}) {
   using A = Accumulator<T>;
+  static_assert(detail::explain_derivative<F, A>());
   constexpr auto fn = detail::in_attention_backward;
   const auto sizes = detail::check_attention<T>(fn, q, k, v, mask, score, options, {});
   detail::check_backward<T>(sizes, {grad_output, output, log_sum_exp, grad_log_sum_exp}, out,

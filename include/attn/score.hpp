@@ -8,8 +8,6 @@
 #include <array>
 #include <cmath>
 #include <concepts>
-#include <cstdint>
-#include <limits>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -41,50 +39,22 @@ struct NoScore {
 
 namespace detail {
 
-/// tanh, at most 3 ULP off. Up to 0.625 an odd polynomial (Cephes), above it 1 - 2 / (e^2|x| + 1); NaN stays NaN.
-/// Both are computed and chosen by bits, without a branch or a call, so that compilers vectorise loops over it: g++ 12 -O2
-/// does not where a ?: is on floats. std::tanh took 5 times as long.
-inline float tanh(float x) {
-  const std::uint32_t magnitude = magnitude_bits(x);
-  const float square = x * x;
-  float p = -5.70498872745e-3F * square + 2.06390887954e-2F;
-  p = p * square - 5.37397155531e-2F;
-  p = p * square + 1.33314422036e-1F;
-  p = p * square - 3.33332819422e-1F;
-  const float by_polynomial = p * square * x + x;
-
-  const std::uint32_t most = bits_of(10.F);  // tanh(10) is 1 in float
-  const float y = 2.F * __builtin_bit_cast(float, magnitude < most ? magnitude : most);
-  const int n = static_cast<int>(y * 1.44269504F + 0.5F);
-  const auto whole = static_cast<float>(n);
-  const float r = (y - whole * 0.693359375F) + whole * 2.12194440e-4F;
-  float e = 1.3843644056e-3F * r + 8.3741633919e-3F;  // e^r, as the kernel's exp
-  e = e * r + 4.1668002576e-2F;
-  e = e * r + 1.6666431170e-1F;
-  e = e * r + 4.9999994206e-1F;
-  e = e * r + 1.F;
-  e = e * r + 1.F;
-  const float by_exponential = 1.F - 2.F / (e * __builtin_bit_cast(float, (n + 127) << 23) + 1.F);
-  // From 0.625 to infinity. NaN takes the polynomial, which is NaN.
-  const std::uint32_t from = bits_of(0.625F), infinity = bits_of(std::numeric_limits<float>::infinity());
-  const std::uint32_t beyond = magnitude - from <= infinity - from ? ~std::uint32_t{0} : 0;
-  const std::uint32_t sign = bits_of(x) & 0x80000000U;
-  return __builtin_bit_cast(float, (beyond & (bits_of(by_exponential) | sign)) | (~beyond & bits_of(by_polynomial)));
-}
-inline double tanh(double x) { return std::tanh(x); }
-
 /// A function that says its own derivative with respect to the score.
 template <class F, class A>
 concept HasDerivative = requires(const F& score, A value, Position at) {
   { score.derivative(value, at) } -> std::convertible_to<A>;
 };
+/// A score function that a backward pass can go through.
+template <class F, class A>
+concept Differentiable = HasDerivative<F, A> || std::invocable<const F&, Dual<A>, Position>;
+
 /// The score function of a value that depends on another one: by its own derivative where it has one, else by dual numbers.
 template <class A, class F>
 [[nodiscard]] constexpr Dual<A> apply(const F& score, Dual<A> value, Position at) {
   if constexpr (HasDerivative<F, A>) {
     return {static_cast<A>(score(value.value, at)),
             static_cast<A>(score.derivative(value.value, at)) * value.derivative};
-  } else if constexpr (std::invocable<const F&, Dual<A>, Position>) {
+  } else if constexpr (Differentiable<F, A>) {
     return score(value, at);
   } else {
     return {};  // it was refused
@@ -98,8 +68,7 @@ template <class A, class F>
 /// Stops the compilation with a sentence unless F has a derivative.
 template <class F, class A>
 constexpr bool explain_derivative() {
-  constexpr bool has_derivative =
-      !ScoreFunction<F, A> || HasDerivative<F, A> || std::invocable<const F&, Dual<A>, Position>;
+  constexpr bool has_derivative = !ScoreFunction<F, A> || Differentiable<F, A>;
   static_assert(has_derivative,
                 "attn: a score function without a derivative; take its score as `auto`, so that dual numbers can pass "
                 "through it, or give it a member derivative(score, at)");
@@ -242,13 +211,12 @@ class Chain {
   explicit constexpr Chain(Functions... functions) : functions_(std::move(functions)...) {}
 
   template <class A>
-  constexpr A operator()(A score, Position at) const {
+  constexpr A operator()(A score, Position at) const requires(...&& std::invocable<const Functions&, A, Position>) {
     std::apply([&](const auto&... function) { ((score = static_cast<A>(function(score, at))), ...); }, functions_);
     return score;
   }
   template <class A>
-  constexpr Dual<A> operator()(Dual<A> score, Position at) const
-      requires(... && (detail::HasDerivative<Functions, A> || std::invocable<const Functions&, Dual<A>, Position>)) {
+  constexpr Dual<A> operator()(Dual<A> score, Position at) const requires(...&& detail::Differentiable<Functions, A>) {
     std::apply([&](const auto&... function) { ((score = detail::apply<A>(function, score, at)), ...); }, functions_);
     return score;
   }

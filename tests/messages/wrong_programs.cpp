@@ -37,6 +37,10 @@ int main() {
   const attn::AttentionResult<float> result{q, {}, {}};
   (void)attn::scaled_dot_product_attention_backward(q, q, q, q, result, attn::NoMask{},
                                                     [](float score, Position) { return score; });
+#elif defined(LINK_WITHOUT_A_DERIVATIVE)
+  const attn::AttentionResult<float> result{q, {}, {}};
+  const attn::Chain chain(attn::SoftCap(50.F), [](float score, Position) { return score; });
+  (void)attn::scaled_dot_product_attention_backward(q, q, q, q, result, attn::NoMask{}, chain);
 #elif defined(ACTIVATIONS_WITH_A_CACHE)
   auto cache = module.make_cache(1, 8);
   attn::LlamaAttention<float>::Activations saved;
