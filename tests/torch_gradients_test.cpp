@@ -96,6 +96,34 @@ TYPED_TEST(TorchGradients, AttentionAgrees) {
   }
 }
 
+/// PyTorch's gradients in float64 judge the formula by itself, in double; the fused gradients are held to it in float.
+TEST(TorchGradientsOfTheReference, Agree) {
+  Bar bar("attention gradients, the plain formula");
+  for (const TorchCase& c : torch_cases("attention_gradient")) {
+    const auto read = [&](const char* name) { return to_tensor<double, 4>(c.tensor(name)); };
+    const attn_test::Inputs<double> in{{}, read("q"), read("k"), read("v")};
+    const auto additive = c.has_tensor("mask") ? exact(c, "mask") : Tensor<double, 4>(1, 1, 1, 1);
+    with_mask_and_score(c, additive, [&](const auto& mask, const auto& score) {
+      attn::AttentionOptions options;
+      options.score_bias_gradient = c.param<bool>("bias");
+      options.mask_gradient = !options.score_bias_gradient && c.has_tensor("grad_mask");
+      const auto got = attn_test::gradients_by_reference(in, {read("grad"), {}}, mask, score, options);
+      const auto check = [&](const Tensor<double, 4>& ours, const std::string& name) {
+        const auto theirs = exact(c, name);
+        if (magnitude(theirs) > 1e-13)
+          bar.expect(c, ours, theirs, name);
+        else
+          EXPECT_LT(magnitude(ours), 1e-14) << c << ", " << name;  // 0 but for rounding
+      };
+      check(got.q, "grad_q");
+      check(got.k, "grad_k");
+      check(got.v, "grad_v");
+      if (options.mask_gradient) check(got.mask, "grad_mask");
+      if (options.score_bias_gradient) check(got.score_bias, "grad_mask");
+    });
+  }
+}
+
 template <class T>
 LlamaAttention<T> trained_module(const TorchCase& c) {
   attn::LlamaAttentionConfig config{.hidden_size = c.param<Index>("E"), .num_attention_heads = c.param<Index>("H")};

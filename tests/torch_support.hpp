@@ -84,7 +84,9 @@ class Bar {
       const double lenient = std::max({torch, plain, c.has_param(reordered) ? c.param<double>(reordered) : 0.0});
       EXPECT_LE(error, std::max(2.0 * lenient, floor)) << c << ", " << tensor << "; PyTorch errs by " << torch;
       ++floats_;
-      if (error > 2.0 * torch) over_ += " " + c.name() + (error <= floor ? " (within the floor)" : "");
+      if (error > 2.0 * torch)
+        over_ +=
+            " " + c.name() + (tensor == "output" ? "" : "." + tensor) + (error <= floor ? " (within the floor)" : "");
       if (torch > 0.0) update(literal_, literal_case_, error / torch, c);
       if (lenient > 0.0) update(lenient_, lenient_case_, error / lenient, c);
     }
