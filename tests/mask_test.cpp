@@ -281,4 +281,13 @@ TEST(MaskCover, OfJoinedMasksIsEmptyWhereOneIsAndFullWhereBothAre) {
   EXPECT_EQ(mask.cover({at(0, 10, 0), at(3, 13, 10)}), Coverage::full);
 }
 
+TEST(AdditiveMask, IsAddedToAnotherInTheWiderOfBothTypes) {
+  Tensor<float, 1> in_float(1);
+  Tensor<double, 1> in_double(1);
+  in_float.setConstant(0.25F);
+  in_double.setConstant(0.1);
+  EXPECT_EQ((AdditiveMask(in_float) & AdditiveMask(in_double)).bias(Position{}), 0.25 + 0.1);
+  EXPECT_EQ((AdditiveMask(in_double) & AdditiveMask(in_float)).bias(Position{}), 0.25 + 0.1);
+}
+
 }  // namespace

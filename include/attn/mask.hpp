@@ -220,7 +220,9 @@ struct And {
     } else if constexpr (!detail::HasBias<A>) {
       return b.bias(at);
     } else {
-      using Sum = std::conditional_t<std::is_same_v<decltype(a.bias(at)), double>, double, float>;
+      constexpr bool in_double =
+          std::is_same_v<decltype(a.bias(at)), double> || std::is_same_v<decltype(b.bias(at)), double>;
+      using Sum = std::conditional_t<in_double, double, float>;
       return static_cast<Sum>(a.bias(at)) + static_cast<Sum>(b.bias(at));  // half would overflow to -inf
     }
   }
