@@ -75,7 +75,7 @@ void draw_parameters(Llama& model, const std::vector<Trained>& parameters, std::
   const auto normal = [&] {
     return std::sqrt(-2.0 * std::log(1.0 - random())) * std::cos(6.283185307179586 * random());
   };
-  model.embedding.setConstant(1.F);
+  model.embedding.setConstant(1.F);  // not 0, so that it is drawn
   for (const Trained& parameter : parameters)
     for (float& value : parameter.values)
       if (parameter.decays && value != 0.F) value = static_cast<float>(0.02 * normal());

@@ -88,7 +88,7 @@ void check_backward(const AttentionSizes& n, const AttentionBackwardInputs<T>& i
   }
 }
 
-/// Checks that there is just one tensor whose gradient is asked for.
+/// Refuses the gradient of a tensor where there is none, or more than one.
 inline void require_one(int tensors, std::string_view what, std::string_view kind) {
   require(tensors == 1, in_attention_backward, what, ", expected ", kind, ", got ", tensors, " of them");
 }

@@ -86,7 +86,7 @@ class GradientSums {
   explicit GradientSums(const View<T, 4>& gradient)
       : gradient_(gradient), sums_(static_cast<std::size_t>(gradient.size()), A{0}) {}
 
-  /// An axis of size 1 takes what is added anywhere along it. Without a gradient that is asked for, nothing is added.
+  /// Adds x at an index; an axis of size 1 collects all indices along it. Does nothing if the caller wants no gradient.
   void add(Index a, Index b, Index c, Index d, A x) {
     const std::array<Index, 4> at{a, b, c, d};
     std::size_t i = 0;

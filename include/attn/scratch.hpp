@@ -42,4 +42,12 @@ class Scratch {
   Index size_ = 0;
 };
 
+/// The bytes that a layout of buffers, made as Layout(plan, scratch), takes.
+template <class Layout, class Plan>
+[[nodiscard]] Index scratch_size_of(const Plan& plan) {
+  Scratch measured;
+  Layout(plan, measured);
+  return measured.size();
+}
+
 }  // namespace attn::detail

@@ -71,11 +71,7 @@ class AttentionBackwardTasks {
     return pass_ == BackwardPass::queries ? n_.B * n_.H * row_blocks_ : n_.B * n_.G * slabs_;
   }
   [[nodiscard]] double work() const { return 2.5 * n_.work(); }
-  [[nodiscard]] Index scratch_size() const {
-    Scratch measured;
-    Worker(*this, measured);
-    return measured.size();
-  }
+  [[nodiscard]] Index scratch_size() const { return attn::detail::scratch_size_of<Worker>(*this); }
 
   /// A task; those of the first keys and of the last queries come first: under a causal mask they are the costliest.
   void run(Index task, Scratch scratch) const {

@@ -68,10 +68,8 @@ class DecodeTasks {
   [[nodiscard]] Index tasks() const { return problem_.B * problem_.G * ceil_div(chunks_, span_); }
   [[nodiscard]] double work() const { return problem_.work(); }
   [[nodiscard]] Index scratch_size() const {
-    Scratch measured, measured_by_join;
-    Buffers(*this, measured);
-    JoinBuffers(*this, measured_by_join);
-    return std::max(measured.size(), measured_by_join.size());
+    using attn::detail::scratch_size_of;
+    return std::max(scratch_size_of<Buffers>(*this), scratch_size_of<JoinBuffers>(*this));
   }
 
   /// All rows that read one key/value head, against a span of chunks of its keys.

@@ -50,11 +50,7 @@ class AttentionTasks {
 
   [[nodiscard]] Index tasks() const { return problem_.B * problem_.H * row_blocks_ / (task_heads_ * task_blocks_); }
   [[nodiscard]] double work() const { return problem_.work(); }
-  [[nodiscard]] Index scratch_size() const {
-    Scratch measured;
-    Worker(*this, measured);
-    return measured.size();
-  }
+  [[nodiscard]] Index scratch_size() const { return attn::detail::scratch_size_of<Worker>(*this); }
 
   void run(Index task, Scratch scratch) const {
     Worker worker(*this, scratch);
@@ -83,8 +79,6 @@ class AttentionTasks {
 
   /// Whether this many equal tasks leave less than 1 in 16 of the threads' time idle.
   static bool keeps_busy(Index tasks, Index threads) { return (round_up(tasks, threads) - tasks) * 16 <= tasks; }
-  /// The stride of copied rows: padded by one cache line, since a stride of 512 bytes maps to few sets of L1 (1 to 2 %).
-  static constexpr Index copied_stride(Index size) { return size + 64 / static_cast<Index>(sizeof(A)); }
 
   /// Panels are the same rows whatever the size of a block, so it may follow the number of threads.
   void cut_into_blocks(Index threads) {
@@ -110,7 +104,7 @@ class AttentionTasks {
       return typename RowSource<KV>::Shape{.stride = stride,
                                            .size = size,
                                            .copied = copied,
-                                           .width = copied_stride(size),
+                                           .width = copied_stride<A>(size),
                                            .step = step_keys,
                                            .slots = 1};
     };

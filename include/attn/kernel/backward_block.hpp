@@ -57,11 +57,6 @@ class BackwardBlock {
             .scale = n.scale,
             .slopes = nullptr};
   }
-  /// The stride of rows that are copied or summed up: whole vectors, and one cache line against aliasing.
-  static Index padded_stride(const Arithmetic<A>& arithmetic, Index size) {
-    return arithmetic.padded(size) + 64 / static_cast<Index>(sizeof(A));
-  }
-
   BackwardBlock(const AttentionBackwardProblem<Q, KV>& problem, const Rules<A>& rules,
                 const AttentionBackwardKernels<Q, KV>& kernels, const Shape& shape, Scratch& scratch)
       : problem_(problem),
@@ -70,24 +65,24 @@ class BackwardBlock {
         kernels_(kernels),
         arithmetic_(kernels.forward.arithmetic),
         shape_(shape),
-        row(shape.panel * shape.panels + 64 / static_cast<Index>(sizeof(A))),
-        q_stride(padded_stride(arithmetic_, n_.D)),
-        v_stride(padded_stride(arithmetic_, n_.Dv)),
         queries_(scratch.take<A>(block_rows() * n_.D)),
         outputs_(scratch.take<A>(block_rows() * n_.Dv)),
-        query_rows(scratch.take<A>(block_rows() * q_stride)),
-        output_rows(scratch.take<A>(block_rows() * v_stride)),
         shift_(scratch.take<A>(block_rows())),
         delta_(scratch.take<A>(block_rows())),
         scores_(scratch.take<A>(step_keys * shape.panel)),
         of_weights_(scratch.take<A>(step_keys * shape.panel)),
         slopes_(scratch.take<A>(shape.slopes != nullptr ? step_keys * shape.panel : 0)),
         factors_(scratch.take<A>(n_.dropout.active() ? step_keys * shape.panel : 0)),
-        weights(scratch.take<A>(step_keys * row)),
-        gradients(scratch.take<A>(step_keys * row)),
-        output_buffer_(scratch.take<A>(shape.panel * v_stride)),
+        output_buffer_(scratch.take<A>(shape.panel * padded_stride(n_.Dv))),
         factor_of_scores_(scratch.take<A>(shape.panel)),
         factor_of_weights_(scratch.take<A>(shape.panel)),
+        row(copied_stride<A>(block_rows())),
+        q_stride(padded_stride(n_.D)),
+        v_stride(padded_stride(n_.Dv)),
+        query_rows(scratch.take<A>(block_rows() * q_stride)),
+        output_rows(scratch.take<A>(block_rows() * v_stride)),
+        weights(scratch.take<A>(step_keys * row)),
+        gradients(scratch.take<A>(step_keys * row)),
         k(arithmetic_, kernels.forward.keys, key_rows(n_.k.row, n_.D), scratch),
         v(arithmetic_, kernels.forward.keys, key_rows(n_.v.row, n_.Dv), scratch) {}
 
@@ -159,12 +154,14 @@ class BackwardBlock {
   }
 
  private:
+  /// The stride of rows that are copied or summed up, in whole vectors.
+  [[nodiscard]] Index padded_stride(Index size) const { return copied_stride<A>(arithmetic_.padded(size)); }
   [[nodiscard]] typename RowSource<KV>::Shape key_rows(Index stride, Index size) const {
     const bool copied = is_converted<KV> || aliases_in_cache<KV>(stride);
     return {.stride = stride,
             .size = size,
             .copied = copied,
-            .width = padded_stride(arithmetic_, size),
+            .width = padded_stride(size),
             .step = step_keys,
             .slots = copied ? shape_.slots : 1};
   }
@@ -209,32 +206,21 @@ class BackwardBlock {
   const AttentionBackwardKernels<Q, KV>& kernels_;
   const Arithmetic<A>& arithmetic_;
   const Shape& shape_;
-
- public:
-  const Index row;                 // from one key to the next in `weights` and `gradients`
-  const Index q_stride, v_stride;  // of rows of D and of Dv
-  Index b = 0, h = 0;              // the head
-  Index first_row = 0, rows = 0;   // queries of the block
-
- private:
-  A *queries_, *outputs_;  // [panel][D][query], [panel][Dv][query]: q and dO
-
- public:
-  A *query_rows, *output_rows;  // [query][D], [query][Dv]: the same as rows
-
- private:
-  A *shift_, *delta_;        // of each query
-  A *scores_, *of_weights_;  // of one panel, [key][query]
-  A *slopes_, *factors_;     // the same, where needed
-
- public:
-  A *weights, *gradients;  // of a block, [key of the step][query]
-
- private:
+  A *queries_, *outputs_;                     // [panel][D][query], [panel][Dv][query]: q and dO
+  A *shift_, *delta_;                         // of each query
+  A *scores_, *of_weights_;                   // of one panel, [key][query]
+  A *slopes_, *factors_;                      // the same, where needed
   A* output_buffer_;                          // outputs of a panel
   A *factor_of_scores_, *factor_of_weights_;  // for each query of a panel
 
  public:
+  // What the tasks read.
+  const Index row;                 // from one key to the next in `weights` and `gradients`
+  const Index q_stride, v_stride;  // of rows of D and of Dv
+  Index b = 0, h = 0;              // the head
+  Index first_row = 0, rows = 0;   // queries of the block
+  A *query_rows, *output_rows;     // [query][D], [query][Dv]: q and dO
+  A *weights, *gradients;          // of a block, [key of the step][query]
   RowSource<KV> k, v;
 };
 

@@ -42,11 +42,7 @@ class BiasGradientTasks {
 
   [[nodiscard]] Index tasks() const { return shape_[0] * shape_[1] * row_parts() * key_parts(); }
   [[nodiscard]] double work() const { return n_.work(); }
-  [[nodiscard]] Index scratch_size() const {
-    Scratch measured;
-    Worker(*this, measured);
-    return measured.size();
-  }
+  [[nodiscard]] Index scratch_size() const { return attn::detail::scratch_size_of<Worker>(*this); }
   void run(Index task, Scratch scratch) const { Worker(*this, scratch).run(task); }
 
  private:

@@ -39,6 +39,12 @@ template <class T>
   return stride * static_cast<Index>(sizeof(T)) % 8192 == 0;
 }
 
+/// The stride of copied rows of `size`: a cache line more, since a stride of 512 bytes maps to few sets of L1 (1 to 2 %).
+template <class T>
+[[nodiscard]] constexpr Index copied_stride(Index size) {
+  return size + 64 / static_cast<Index>(sizeof(T));
+}
+
 /// 512 bytes of ones: a row of factors for the widest tile.
 template <class A>
 struct Ones {

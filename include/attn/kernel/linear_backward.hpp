@@ -76,11 +76,7 @@ class LinearGradientTasks {
   }
 
   [[nodiscard]] Index tasks() const { return input_blocks_ * groups_; }
-  [[nodiscard]] Index scratch_size() const {
-    Scratch measured;
-    Buffers(*this, measured);
-    return measured.size();
-  }
+  [[nodiscard]] Index scratch_size() const { return attn::detail::scratch_size_of<Buffers>(*this); }
 
   void run(Index task, Scratch scratch) const {
     const Buffers buffers(*this, scratch);
@@ -128,8 +124,8 @@ class LinearGradientTasks {
     const A* gradients = nullptr;  // the panel's columns of grad_y, [row][width]
   };
 
-  /// From the copy of a tile's inputs to the next, padded so that both do not map to the same sets of the cache.
-  [[nodiscard]] Index tile_pitch() const { return depth_ * tile_rows_ + 64 / static_cast<Index>(sizeof(A)); }
+  /// From the copy of a tile's inputs to the next.
+  [[nodiscard]] Index tile_pitch() const { return copied_stride<A>(depth_ * tile_rows_); }
 
   void read_inputs(const Part& part, const Buffers& buffers) const {
     for (Index first = 0; first < part.rows; first += copied_rows) {
@@ -160,7 +156,7 @@ class LinearGradientTasks {
 
   /// Copies panels of grad_y, a row of all of them after the other, as they lie.
   void read_gradients(const Part& part, Index panels, const Buffers& buffers) const {
-    constexpr Index ahead = 4;  // rows: with none, copying takes 1.5 times as long (Intel Xeon 6 167)
+    constexpr Index ahead = 4;  // rows: with none, copying takes 1.5 times as long (Intel Xeon, AVX-512)
     const Index columns = std::min(panels * width, problem_.out - part.panel * width);
     for (Index row = 0; row < part.rows; ++row) {
       const X* const from = problem_.grad_y + (part.first_row + row) * problem_.grad_y_row + part.panel * width;
@@ -230,7 +226,7 @@ class LinearGradientTasks {
   Index group_panels_, groups_;
 };
 
-/// The plan of a backward pass: the tasks of the parameters' gradients, then, where it is asked for, those of grad_x.
+/// The plan of a backward pass: tasks for the parameters' gradients come first, then, if the caller wants grad_x, tasks for it.
 template <class X, class W>
 class LinearBackwardTasks {
  public:

@@ -86,11 +86,7 @@ class LinearTasks {
   [[nodiscard]] double work() const {
     return static_cast<double>(problem_.rows) * static_cast<double>(problem_.in * problem_.out);
   }
-  [[nodiscard]] Index scratch_size() const {
-    Scratch measured;
-    Buffers(*this, measured);
-    return measured.size();
-  }
+  [[nodiscard]] Index scratch_size() const { return attn::detail::scratch_size_of<Buffers>(*this); }
 
   void run(Index task, Scratch scratch) const {
     const Buffers buffers(*this, scratch);
@@ -208,31 +204,25 @@ class LinearTasks {
     if (sums != static_cast<void*>(y) && part.input == 0 && problem_.add)
       kernels_.inputs.load(sums, width, y, problem_.y_row, part.rows, columns);
 
+    const auto product_with = [&]<class B>(const B* weight) {
+      return Product<A, A, B>{.a = part.x,
+                              .a_row = part.x_row,
+                              .b = weight,
+                              .b_row = width,
+                              .depth = part.inputs,
+                              .c = sums,
+                              .c_row = sums_row,
+                              .before = first ? bias : sums,
+                              .before_row = first ? 0 : sums_row,
+                              .factor = ones<A>.value};
+    };
     if constexpr (is_converted<W> && !Panels::is_kept) {
       if (part.rows <= few_rows) {
-        add_few_rows(part, {.a = part.x,
-                            .a_row = part.x_row,
-                            .b = panels_.at(part.panel, part.input),
-                            .b_row = width,
-                            .depth = part.inputs,
-                            .c = sums,
-                            .c_row = sums_row,
-                            .before = first ? bias : sums,
-                            .before_row = first ? 0 : sums_row,
-                            .factor = ones<A>.value});
+        add_few_rows(part, product_with(panels_.at(part.panel, part.input)));
         return store_sums(part, sums, y, columns);
       }
     }
-    Product<A> product{.a = part.x,
-                       .a_row = part.x_row,
-                       .b = read_weight(part, buffers),
-                       .b_row = width,
-                       .depth = part.inputs,
-                       .c = sums,
-                       .c_row = sums_row,
-                       .before = first ? bias : sums,
-                       .before_row = first ? 0 : sums_row,
-                       .factor = ones<A>.value};
+    Product<A> product = product_with(read_weight(part, buffers));
     const Index step = arithmetic_.panel_columns(), passes = ceil_div(columns, step);
     for (Index pass = 0; pass < passes; ++pass) {
       multiply(arithmetic_, product, part.rows, columns - pass * step, part.ahead);

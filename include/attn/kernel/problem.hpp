@@ -84,7 +84,7 @@ struct AttentionProblem {
   }
 };
 
-/// The backward pass of an attention: what forward was told, which wrote y and log_sum_exp, and what is asked for.
+/// The backward pass of an attention: the forward problem, its results, and where the gradients go.
 template <class Q, class KV>
 struct AttentionBackwardProblem {
   using A = AccumulatorOf<Q>;
