@@ -8,8 +8,11 @@
 #include <attn/attn.hpp>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <iostream>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -136,6 +139,26 @@ void time_runs(benchmark::State& state, Work work, const Run& run) {
     state.counters["share_of_bandwidth"] = share_of(work.bytes, run, bandwidth_burst);
   }
 }
+
+/// What programs that time pairs are told: [--pairs N] [--json FILE].
+struct PairOptions {
+  int pairs = 9;
+  std::ofstream json;  // where it is not open, what is written goes nowhere
+
+  PairOptions(int argc, char** argv) {
+    for (int i = 1; i < argc; i += 2) {
+      const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+      if (flag == "--pairs" && std::atoi(value.c_str()) > 0) {
+        pairs = std::atoi(value.c_str());
+      } else if (flag == "--json" && !value.empty()) {
+        json.open(value);
+        if (!json) throw std::runtime_error("cannot write " + value);
+      } else {
+        throw std::runtime_error("expected [--pairs N] [--json FILE], got " + flag + " " + value);
+      }
+    }
+  }
+};
 
 /// B, S, E, H of every benchmark of attention.
 inline void module_shapes(benchmark::internal::Benchmark* it) {

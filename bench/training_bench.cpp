@@ -198,8 +198,7 @@ class Report {
          {megabytes}});
   }
 
-  void write_json(const std::string& path) const {
-    std::ofstream file(path);
+  void write_json(std::ostream& file) const {
     file << "[\n";
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const Row& row = rows_[i];
@@ -229,21 +228,11 @@ class Report {
 };
 
 int training(int argc, char** argv) {
-  int pairs = 9;
-  std::string json;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--pairs")
-      pairs = std::stoi(argv[i + 1]);
-    else if (name == "--json")
-      json = argv[i + 1];
-    else
-      return std::cerr << "usage: training_bench [--pairs N] [--json FILE]\n", 1;
-  }
+  PairOptions options(argc, argv);
   std::cout << "instruction set " << attn::isa_name(attn::active_isa()) << ", "
-            << attn::current_executor().concurrency() << " threads, medians of " << pairs
+            << attn::current_executor().concurrency() << " threads, medians of " << options.pairs
             << " pairs [least, largest]\n";
-  Report report(pairs);
+  Report report(options.pairs);
   report.attention(1, 2048, 32, 128);
   report.attention(1, 1024, 12, 64);
   report.attention(8, 128, 8, 32);
@@ -257,11 +246,14 @@ int training(int argc, char** argv) {
                             {1, 2048, 4096, 32}})
     report.layer(shape[0], shape[1], shape[2], shape[3]);
   report.memory(16384, 8, 128);
-  if (!json.empty()) report.write_json(json);
+  report.write_json(options.json);
   return rejected ? 1 : 0;
 }
 
 }  // namespace
 }  // namespace attn_bench
 
-int main(int argc, char** argv) { return attn_bench::training(argc, argv); }
+int main(int argc, char** argv) try { return attn_bench::training(argc, argv); } catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

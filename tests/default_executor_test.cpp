@@ -1,6 +1,11 @@
 // The shared pool: the environment, systems that grant few threads, processes that exit or fork. The children must find it
 // not yet started.
+#include "child_process.hpp"
 #include "executor_support.hpp"
+
+#if defined(ATTN_TEST_CAN_FORK)
+#include <sys/resource.h>
+#endif
 
 namespace {
 
@@ -9,31 +14,7 @@ using attn::ThreadPool;
 using attn_test::expect_every_lane_once;
 
 #if defined(ATTN_TEST_CAN_FORK)
-
-/// The text that `speak` returns, or the text of the error it throws, in a process of its own. Empty if that process crashes.
-template <class Speak>
-std::string in_a_child(const Speak& speak) {
-  std::array<int, 2> ends{};
-  if (pipe(ends.data()) != 0) return "no pipe";
-  const pid_t child = fork();
-  if (child == 0) {
-    std::string text;
-    try {
-      text = speak();
-    } catch (const attn::Error& error) {
-      text = error.what();
-    }
-    const auto written = write(ends[1], text.data(), text.size());
-    _exit(written == static_cast<ssize_t>(text.size()) ? 0 : 1);
-  }
-  close(ends[1]);
-  std::string text(1000, '\0');
-  const auto length = read(ends[0], text.data(), text.size());
-  close(ends[0]);
-  waitpid(child, nullptr, 0);
-  text.resize(static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
-  return text;
-}
+using attn_test::in_a_child;
 
 /// What default_executor() makes of ATTN_NUM_THREADS in a fresh process: its concurrency, or the error.
 std::string default_executor_with(const char* value) {

@@ -16,13 +16,6 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 #endif
 
-#if __has_include(<sys/wait.h>) && __has_include(<unistd.h>)
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#define ATTN_TEST_CAN_FORK 1
-#endif
-
 namespace attn_test {
 
 using attn::Executor;

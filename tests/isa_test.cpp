@@ -1,4 +1,5 @@
 // Instruction sets: which there are, which one is used, and that all of them compute the same.
+#include "child_process.hpp"
 #include "support.hpp"
 
 #include <algorithm>
@@ -9,12 +10,6 @@
 #include <string_view>
 #include <thread>
 #include <vector>
-
-#if __has_include(<sys/wait.h>) && __has_include(<unistd.h>)
-#include <sys/wait.h>
-#include <unistd.h>
-#define ATTN_TEST_CAN_FORK 1
-#endif
 
 namespace {
 
@@ -49,29 +44,11 @@ std::vector<Isa> missing_isas() {
 /// What `answer` says in a fresh process with this ATTN_ISA; the text of an error where one is thrown.
 template <class Answer>
 std::string with_environment(const char* value, const Answer& answer) {
-  std::array<int, 2> ends{};
-  if (pipe(ends.data()) != 0) return "no pipe";
-  const pid_t child = fork();
-  if (child == 0) {
+  const std::string text = attn_test::in_a_child([&] {
     value != nullptr ? setenv("ATTN_ISA", value, 1) : unsetenv("ATTN_ISA");
-    std::string text;
-    try {
-      text = answer();
-    } catch (const attn::Error& error) {
-      text = error.what();
-    }
-    const auto written = write(ends[1], text.data(), text.size());
-    _exit(written == static_cast<ssize_t>(text.size()) ? 0 : 1);
-  }
-  close(ends[1]);
-  std::string text(1000, '\0');
-  const auto length = read(ends[0], text.data(), text.size());
-  close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) return "the child died";
-  text.resize(static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
-  return text;
+    return answer();
+  });
+  return text.empty() ? "the child died" : text;
 }
 
 std::string active_name() { return std::string(isa_name(attn::active_isa())); }

@@ -144,22 +144,12 @@ void compare(Index B, Index S, Index H, Index D, bool causal, const M& mask, int
 }
 
 int compare_all(int argc, char** argv) {
-  int pairs = 9;
-  std::ofstream file;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--pairs")
-      pairs = std::stoi(argv[i + 1]);
-    else if (name == "--json")
-      file.open(argv[i + 1]);
-    else
-      return std::cerr << "usage: blas_bench [--pairs N] [--json FILE]\n", 1;
-  }
+  PairOptions options(argc, argv);
   std::cout << "OpenBLAS " << openblas_get_config() << '\n';
   for (const auto& [B, S, H, D] :
        {std::array<Index, 4>{1, 2048, 32, 128}, {1, 1024, 12, 64}, {8, 128, 8, 32}, {1, 4096, 4, 64}}) {
-    compare(B, S, H, D, false, attn::NoMask{}, pairs, file);
-    compare(B, S, H, D, true, attn::Causal{}, pairs, file);
+    compare(B, S, H, D, false, attn::NoMask{}, options.pairs, options.json);
+    compare(B, S, H, D, true, attn::Causal{}, options.pairs, options.json);
   }
   return rejected ? 1 : 0;
 }
@@ -167,4 +157,9 @@ int compare_all(int argc, char** argv) {
 }  // namespace
 }  // namespace attn_bench
 
-int main(int argc, char** argv) { return attn_bench::compare_all(argc, argv); }
+int main(int argc, char** argv) try {
+  return attn_bench::compare_all(argc, argv);
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

@@ -109,19 +109,8 @@ void compare(std::ostream& json, Index M, Index N, Index K, int pairs) {
 }
 
 int run_all(int argc, char** argv) {
-  int pairs = 9;
-  std::ofstream json;  // not open: what is written goes nowhere
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    if (flag == "--pairs" && std::atoi(value.c_str()) > 0) {
-      pairs = std::atoi(value.c_str());
-    } else if (flag == "--json" && !value.empty()) {
-      json.open(value);
-      if (!json) throw std::runtime_error("cannot write " + value);
-    } else {
-      throw std::runtime_error("expected [--pairs N] [--json FILE], got " + flag + " " + value);
-    }
-  }
+  PairOptions options(argc, argv);
+  auto& [pairs, json] = options;
   const int threads = attn::current_executor().concurrency();
   omp_set_num_threads(threads);
   const dnnl_version_t* const version = dnnl_version();

@@ -518,18 +518,23 @@ def rotary_cases():
 
 # --------------------------------------------------------------------------------------------------------------------
 
-def main():
-    for cases in (module_cases, core_cases, mha_cases, linear_cases, softmax_cases, rotary_cases):
-        cases()
+def write_files(name, script):
+    """Writes <name>.bin and <name>.txt into the folder that was given, or beside the script."""
     folder = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
-    with open(os.path.join(folder, "torch_cases.bin"), "wb") as out:
+    with open(os.path.join(folder, name + ".bin"), "wb") as out:
         out.write(Case.binary)
-    with open(os.path.join(folder, "torch_cases.txt"), "w", newline="\n") as out:
-        out.write(f"# Made by make_torch_cases.py with PyTorch {torch.__version__}; README.md says how to read it.\n")
-        out.write(f"binary torch_cases.bin bytes={len(Case.binary)} fnv1a64={fnv1a64(Case.binary):016x}\n")
+    with open(os.path.join(folder, name + ".txt"), "w", newline="\n") as out:
+        out.write(f"# Made by {script} with PyTorch {torch.__version__}; README.md says how to read it.\n")
+        out.write(f"binary {name}.bin bytes={len(Case.binary)} fnv1a64={fnv1a64(Case.binary):016x}\n")
         for case in Case.all:
             out.write(case.line() + "\n")
     print(f"{len(Case.all)} cases, {len(Case.binary)} bytes")
+
+
+def main():
+    for cases in (module_cases, core_cases, mha_cases, linear_cases, softmax_cases, rotary_cases):
+        cases()
+    write_files("torch_cases", "make_torch_cases.py")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 The formats and the generator are those of make_torch_cases.py. A case asks for the gradients of sum(grad_output * output).
 """
 import math
-import os
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -169,15 +167,7 @@ def module_cases():
 def main():
     attention_cases()
     module_cases()
-    folder = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
-    with open(os.path.join(folder, "torch_gradients.bin"), "wb") as out:
-        out.write(Case.binary)
-    with open(os.path.join(folder, "torch_gradients.txt"), "w", newline="\n") as out:
-        out.write(f"# Made by make_torch_gradients.py with PyTorch {torch.__version__}; README.md says how to read it.\n")
-        out.write(f"binary torch_gradients.bin bytes={len(Case.binary)} fnv1a64={common.fnv1a64(Case.binary):016x}\n")
-        for case in Case.all:
-            out.write(case.line() + "\n")
-    print(f"{len(Case.all)} cases, {len(Case.binary)} bytes")
+    common.write_files("torch_gradients", "make_torch_gradients.py")
 
 
 if __name__ == "__main__":
