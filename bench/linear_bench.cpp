@@ -7,6 +7,7 @@ namespace attn_bench {
 namespace {
 
 using attn::Linear;
+using attn::WeightFormat;
 
 /// rows x in -> rows x out, the sizes M, K and N of a product of matrices.
 void time_linear(benchmark::State& state) {
@@ -99,42 +100,67 @@ void linear_one_row(benchmark::State& state) {
 }
 BENCHMARK(linear_one_row)->ArgNames({"N", "K"})->Args({4096, 4096})->Unit(benchmark::kMillisecond)->UseRealTime();
 
-/// A few rows through layers stored in 16 bits, beside the same in float: `of_float` is the median over alternating rounds
-/// of float's time by theirs. 512 MB of weights each.
-template <class T>
-void linear_low_precision(benchmark::State& state) {
-  const Index rows = state.range(0), N = state.range(1), K = state.range(2);
+/// Whether y is what x [rows,in] and the weight as it is stored say, at 200 places, by a double loop. Formats with groups
+/// may round each input by half a step of its group of 32.
+bool check_format(const Linear<float>& linear, const Tensor<float, 2>& x, const Tensor<float, 2>& y) {
+  const Index rows = x.dimension(0), in = linear.in_features(), out = linear.out_features();
+  const bool rounds = linear.weight_format() == WeightFormat::int8 || linear.weight_format() == WeightFormat::int4;
+  const Tensor<float, 1> bias = linear.bias();
+  Tensor<float, 1> weight(in);
+  for (Index i = 0; i < 200; ++i) {
+    const Index row = i * 7919 % rows, o = i * 6007 % out;
+    linear.weight_row(o, weight);
+    double sum = double{bias(o)}, bar = 1e-6 * std::abs(sum);
+    for (Index first = 0; first < in; first += 32) {
+      double largest = 0, weights = 0;
+      for (Index j = first; j < std::min(first + 32, in); ++j) {
+        sum += double{x(row, j)} * double{weight(j)};
+        largest = std::max(largest, std::abs(double{x(row, j)}));
+        weights += std::abs(double{weight(j)});
+      }
+      bar += largest * weights * (1e-6 + (rounds ? 0.501 / 127 : 0.0));
+    }
+    if (!(std::abs(sum - double{y(row, o)}) <= bar)) return false;
+  }
+  return true;
+}
+
+/// Layers whose weights are stored in a format, beside the same in float: `of_float` is the median over alternating rounds of
+/// float's time by theirs, with the least and the largest. 512 MB of weights each, so none waits in a cache.
+void linear_format(benchmark::State& state) {
+  const auto format = static_cast<WeightFormat>(state.range(0));
+  const Index rows = state.range(1), N = state.range(2), K = state.range(3);
+  state.SetLabel(std::string(attn::weight_format_name(format)));
   const auto round = [&](const auto& layers, const auto& x, auto& y) {
     return seconds([&] {
              for (const auto& layer : layers) layer.forward_into(y, x);
            }) /
            static_cast<double>(layers.size());
   };
-  const std::vector<Linear<float>> in_float(static_cast<std::size_t>((Index{1} << 27) / (N * K)), Linear<float>(K, N));
-  const std::vector<Linear<T>> layers(2 * in_float.size(), Linear<T>(K, N));
+  const Linear<float> layer(K, N);
+  Linear<float> in_format(layer);
+  in_format.store_weights(format);
+  constexpr Index bits[] = {32, 16, 16, 8, 4};
+  const Index count = rows > 64 ? 1 : (Index{1} << 27) / (N * K);
+  const std::vector<Linear<float>> in_float(static_cast<std::size_t>(count), layer);
+  const std::vector<Linear<float>> layers(static_cast<std::size_t>(count * 32 / bits[state.range(0)]), in_format);
   const auto x = random<2>({rows, K}, 1);
-  const Tensor<T, 2> narrow = x.template cast<T>();
-  Tensor<float, 2> y(rows, N);
-  Tensor<T, 2> z(rows, N);
-  round(in_float, x, y), round(layers, narrow, z);
+  auto y = layer.forward(x);
+  if (!check_format(in_format, x, in_format.forward(x))) return reject(state);
+  round(in_float, x, y), round(layers, x, y);
   std::vector<double> ratios;
   for (int pair = 0; pair < 9; ++pair) {
     const double of_float = round(in_float, x, y);
-    ratios.push_back(of_float / round(layers, narrow, z));
+    ratios.push_back(of_float / round(layers, x, y));
   }
-  time_runs(state, {}, [&] { layers.front().forward_into(z, narrow); });
+  time_runs(state, {}, [&] { layers.front().forward_into(y, x); });
   state.counters["of_float"] = median(ratios);
+  state.counters["least"] = *std::ranges::min_element(ratios);
+  state.counters["largest"] = *std::ranges::max_element(ratios);
 }
-BENCHMARK(linear_low_precision<Eigen::bfloat16>)
-    ->ArgNames({"rows", "N", "K"})
-    ->Args({1, 4096, 4096})
-    ->Args({8, 4096, 4096})
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK(linear_low_precision<Eigen::half>)
-    ->ArgNames({"rows", "N", "K"})
-    ->Args({1, 4096, 4096})
-    ->Args({8, 4096, 4096})
+BENCHMARK(linear_format)
+    ->ArgNames({"format", "rows", "N", "K"})
+    ->ArgsProduct({{1, 2, 3, 4}, {1, 8, 512}, {4096}, {4096}})
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 

@@ -20,6 +20,7 @@
 #include "parallel.hpp"
 #include "parameter.hpp"
 #include "philox.hpp"
+#include "stored_weight.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -28,7 +29,8 @@ inline namespace ATTN_EIGEN_ABI {
 /// A linear layer, with PyTorch's conventions: weight [out,in], optional bias [out], both drawn at construction from
 /// the uniform distribution on (-1/sqrt(in), 1/sqrt(in)).
 ///
-/// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. A copy is
+/// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. store_weights() keeps
+/// it in fewer bits from then on: one row then takes the time that reading these takes. A copy is
 /// independent; `share` lets two layers hold the same parameters, so that a change shows in both. A layer that was moved
 /// from has 0 features in and out and refuses to run.
 ///
@@ -66,13 +68,18 @@ class Linear {
   Linear& operator=(Linear&&) noexcept = default;
   [[gnu::noinline]] ~Linear() = default;  // g++ 12 takes an inlined one in an optional for one that is not set
 
-  [[nodiscard]] Index in_features() const { return parameters_ ? parameters_->weight.in() : 0; }
-  [[nodiscard]] Index out_features() const { return parameters_ ? parameters_->weight.out() : 0; }
+  [[nodiscard]] Index in_features() const { return parameters_ ? parameters_->in : 0; }
+  [[nodiscard]] Index out_features() const { return parameters_ ? parameters_->out : 0; }
   [[nodiscard]] bool has_bias() const { return parameters_ && !parameters_->bias.empty(); }
 
-  /// The weight, [out,in].
+  /// The weight, [out,in]: the numbers that forward multiplies by, whatever their format.
   [[nodiscard]] Tensor<T, 2> weight() const {
-    return parameters_ ? parameters_->weight.get() : detail::make_tensor<T, 2>({0, 0});
+    if (weight_format() == WeightFormat::native)
+      return parameters_ ? parameters_->weight.get() : detail::make_tensor<T, 2>({0, 0});
+    auto weight = detail::make_tensor<T, 2>({out_features(), in_features()});
+    for (Index o = 0; o < out_features(); ++o)
+      weight_row(o, View<T, 1>(weight.data() + o * in_features(), {in_features()}));
+    return weight;
   }
   /// One row of the weight: output `o` of all inputs, into a tensor [in] of the caller's. It serves embeddings that share
   /// their table with the output layer. Errors: a row that does not exist, another shape, a stride of 0.
@@ -81,14 +88,44 @@ class Linear {
                     ", got ", o);
     detail::require_shape("Linear::weight_row", "row [in]", row, {in_features()});
     detail::require_distinct("Linear::weight_row", detail::layout_of("row", row));
-    const T* const from = std::as_const(*parameters_).weight.row(o);
-    for (Index i = 0; i < in_features(); ++i) row(i) = from[i * PackedMatrix<T>::width];
+    if (weight_format() == WeightFormat::native) {
+      const T* const from = std::as_const(*parameters_).weight.row(o);
+      for (Index i = 0; i < in_features(); ++i) row(i) = from[i * PackedMatrix<T>::width];
+      return;
+    }
+    const Workspace::Frame frame;
+    auto* const weights = frame.take<float>(in_features());
+    parameters_->stored.get_row(o, weights);
+    for (Index i = 0; i < in_features(); ++i) row(i) = static_cast<T>(weights[i]);
   }
-  /// Replaces the weight. Errors: any shape but [out,in].
+  /// Replaces the weight, and stores it in the format of the one before.
+  /// Errors: any shape but [out,in]; weights that the format cannot hold.
   void set_weight(View<const T, 2> weight) {
     detail::require_shape("Linear::set_weight", "weight [out,in]", weight, {out_features(), in_features()});
-    if (parameters_) parameters_->weight.set(weight);
+    if (!parameters_) return;
+    if (weight_format() == WeightFormat::native)
+      parameters_->weight.set(weight);
+    else
+      parameters_->stored = stored_as(weight_format(), "Linear::set_weight", weight);
   }
+
+  // ---- Weights in fewer bits: in linear_formats.hpp ----
+
+  /// In what the weight is stored; `native` is the layer's own type.
+  [[nodiscard]] WeightFormat weight_format() const {
+    return parameters_ ? parameters_->stored.format() : WeightFormat::native;
+  }
+  /// Stores the weight in a format from now on, in this layer and in those that share it: rounded to nearest, so that what
+  /// rounding took is lost. With int8 and int4, forward rounds its inputs to 8 bits too, 32 of a row at a time. Sums stay in
+  /// float, for double as well. A layer can only be trained in its own type; its gradients are dropped.
+  /// Errors: a format that does not exist, weights that it cannot hold (in half beyond 65504; in int8 and int4 infinite ones
+  /// and NaN as well). The weight is then as it was.
+  void store_weights(WeightFormat format);
+  /// Throws what `store_weights` would, and does nothing else.
+  void check_store_weights(WeightFormat format) const;
+  /// Replaces the weight by blocks as GGUF files have them, [out][in / 32], of Q8_0 (34 bytes each) or Q4_0 (18), which are
+  /// stored without loss as int8 or int4. Errors: inputs that are not a multiple of 32, another number of bytes.
+  void set_quantised_weight(std::span<const std::byte> blocks);
 
   /// The bias, [out], or an empty tensor.
   [[nodiscard]] Tensor<T, 1> bias() const {
@@ -207,7 +244,17 @@ class Linear {
     std::ranges::fill(parameters_->weight_gradient.elements(), Accumulator<T>{0});
     std::ranges::fill(parameters_->bias_gradient, Accumulator<T>{0});
   }
-  /// The weight and, where there is one, the bias: what an optimiser changes. Errors: a layer that was moved from.
+  /// Throws unless the layer can be trained. Errors: one that was moved from, a weight that is not stored in the layer's own
+  /// type.
+  void check_trainable(std::string_view fn) const {
+    detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
+    detail::require(
+        weight_format() == WeightFormat::native, fn,
+        "weight, expected one in the layer's own type to train it (store_weights(WeightFormat::native)), got ",
+        weight_format_name(weight_format()));
+  }
+  /// The weight and, where there is one, the bias: what an optimiser changes.
+  /// Errors: a layer that was moved from, a weight that is not stored in the layer's own type.
   [[nodiscard]] std::vector<Parameter<T>> parameters() {
     make_gradients("Linear::parameters");
     std::vector<Parameter<T>> all{
@@ -219,14 +266,23 @@ class Linear {
  private:
   using Stored = kernel::Stored<T>;
 
+  /// Forward with a weight in another format. A pointer, so that programs which store none compile none of it.
+  using RunStored = void (*)(const StoredWeight& weight, const kernel::LinearProblem<Stored>& problem, Isa isa);
+
   struct Parameters {
-    PackedMatrix<T> weight;
+    Index out, in;
+    PackedMatrix<T> weight;                        // empty where it is stored in another format
+    StoredWeight stored;                           // empty where it is not
+    RunStored run_stored = nullptr;                // what computes with it
     AlignedVector<T> bias;                         // [out], or empty
     PackedMatrix<Accumulator<T>> weight_gradient;  // both empty until they are first needed
     AlignedVector<Accumulator<T>> bias_gradient;
 
-    Parameters(Index out, Index in, bool has_bias)
-        : weight(out, in), bias(has_bias ? static_cast<std::size_t>(out) : 0, T(0)) {}
+    Parameters(Index out_features, Index in_features, bool has_bias)
+        : out(out_features),
+          in(in_features),
+          weight(out, in),
+          bias(has_bias ? static_cast<std::size_t>(out) : 0, T(0)) {}
   };
 
   /// Draws `count` numbers from (-bound, bound), each `stride` further; four share a call of the generator.
@@ -277,9 +333,8 @@ class Linear {
     check(x_layout, y_layout);
     const Index rows = rows_of(x_layout.shape);
     if (rows == 0) return;
-    const kernel::LinearProblem<Stored, Stored> problem{
+    const kernel::LinearProblem<Stored> problem{
         .x = kernel::stored(x),
-        .weight = kernel::stored(std::as_const(*parameters_).weight.data()),
         .bias = has_bias() ? kernel::stored(std::as_const(*parameters_).bias.data()) : nullptr,
         .y = kernel::stored(y),
         .rows = rows,
@@ -287,9 +342,30 @@ class Linear {
         .out = out_features(),
         .x_row = detail::row_distance(x_layout.shape, x_layout.stride),
         .y_row = detail::row_distance(y_layout.shape, y_layout.stride)};
-    const kernel::LinearKernels<Stored, Stored> kernels = active_kernels();
-    detail::run_tasks(kernel::LinearTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
+    const Isa isa = active_isa();
+    if (weight_format() != WeightFormat::native)
+      return parameters_->run_stored(std::as_const(parameters_->stored), problem, isa);
+    const auto* const weight = kernel::stored(std::as_const(*parameters_).weight.data());
+    if constexpr (kernel::is_converted<Stored>) {
+      const kernel::WeightPart part{.values = reinterpret_cast<const std::byte*>(weight)};
+      run_panels(
+          problem, isa,
+          kernel::StoredPanels{
+              .reader = kernel::weight_reader_of<Stored>(isa), .dots = false, .first = part, .in = in_features()});
+    } else {
+      run_panels(problem, isa, kernel::PlainPanels<T>{.weight = weight, .in = in_features()});
+    }
   }
+  template <class X, class Panels>
+  static void run_panels(const kernel::LinearProblem<X>& problem, Isa isa, const Panels& panels) {
+    const kernel::LinearKernels<X> kernels = kernels_of<X>(isa);
+    const Index threads{current_executor().concurrency()};
+    detail::run_tasks(kernel::LinearTasks<X, Panels>(problem, kernels, panels, threads));
+  }
+  static void run_stored(const StoredWeight& weight, const kernel::LinearProblem<Stored>& problem, Isa isa);
+  void hold(StoredWeight weight);
+  [[nodiscard]] StoredWeight stored_as(WeightFormat format, std::string_view fn, View<const T, 2> weight) const;
+  void check_storable(WeightFormat format, std::string_view fn, View<const T, 2> weight) const;
 
   template <int Rank>
   void run_backward(View<T, Rank> grad_x, View<const T, Rank> grad_y, View<const T, Rank> x, bool add) {
@@ -318,14 +394,16 @@ class Linear {
         .grad_y_row = detail::row_distance(grad_y_layout.shape, grad_y_layout.stride),
         .grad_x_row = grad_x == nullptr ? 0 : detail::row_distance(grad_x_layout.shape, grad_x_layout.stride),
         .add = add};
-    const kernel::LinearKernels<Stored, Stored> kernels = active_kernels();
+    const Isa isa = active_isa();
+    const kernel::LinearKernels<Stored> kernels = kernels_of<Stored>(isa);
+    const Index threads{current_executor().concurrency()};
     detail::run_tasks(
-        kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, Index{current_executor().concurrency()}));
+        kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, kernel::codec_of<Stored>(isa), threads));
   }
 
-  /// Takes the memory of the gradients, if it has not been taken. Errors: a layer that was moved from.
+  /// Takes the memory of the gradients, if it has not been taken. Errors: a layer that cannot be trained.
   void make_gradients(std::string_view fn) {
-    detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
+    check_trainable(fn);
     Parameters& own = *parameters_;
     if (own.weight_gradient.in() > 0) return;
     AlignedVector<Accumulator<T>> bias_gradient(own.bias.size(), Accumulator<T>{0});
@@ -333,11 +411,9 @@ class Linear {
     own.bias_gradient = std::move(bias_gradient);
   }
 
-  [[nodiscard]] static kernel::LinearKernels<Stored, Stored> active_kernels() {
-    const Isa isa = active_isa();
-    return {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
-            .inputs = kernel::codec_of<Stored>(isa),
-            .weights = kernel::codec_of<Stored>(isa)};
+  template <class X>
+  [[nodiscard]] static kernel::LinearKernels<X> kernels_of(Isa isa) {
+    return {.arithmetic = kernel::arithmetic_of<kernel::AccumulatorOf<X>>(isa), .inputs = kernel::codec_of<X>(isa)};
   }
   /// The rows of a tensor: the product of all dimensions but the last.
   [[nodiscard]] static Index rows_of(Shape shape) {
@@ -353,3 +429,5 @@ class Linear {
 
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn
+
+#include "linear_formats.hpp"

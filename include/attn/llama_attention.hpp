@@ -123,6 +123,14 @@ class LlamaAttention {
     out_proj_.share(other.out_proj_);
   }
 
+  /// Stores the weights of all projections in a format from now on, as Linear::store_weights does.
+  /// Errors: a format that does not exist, weights that it cannot hold. All weights are then as they were.
+  void store_weights(WeightFormat format) {
+    check_projections("LlamaAttention::store_weights");
+    for (const Linear<T>* layer : std::as_const(*this).projections()) layer->check_store_weights(format);
+    for (Linear<T>* layer : projections()) layer->store_weights(format);
+  }
+
   void train(bool on = true) {
     attention_dropout_.train(on);
     projection_dropout_.train(on);
@@ -177,7 +185,8 @@ class LlamaAttention {
   using Activations = LlamaActivations<T>;
 
   /// Computes y [B,S,E] of x [B,S,E] and keeps in `saved` what backward needs.
-  /// Errors: as forward without a cache; `saved` is empty afterwards.
+  /// Errors: as forward without a cache, and weights that are not stored in the module's own type; `saved` is empty
+  /// afterwards.
   template <detail::TensorArgument<3, T> X, MaskArgument M>
   [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, Activations& saved) const {
     const auto x = detail::view_of_argument<T, 3>(input);

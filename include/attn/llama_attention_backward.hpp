@@ -37,6 +37,7 @@ void LlamaAttention<T>::run_saving(const View<T, 3>& y, View<const T, 3> x, cons
   const auto mask = as_mask(given);
   saved.complete_ = false;
   check(y, x, nullptr);
+  for (const Linear<T>* layer : projections()) layer->check_trainable(in_forward);
   const Index B = x.dimension(0), S = x.dimension(1);
   if constexpr (detail::HasCheck<decltype(mask)>) mask.check(in_forward, B, config_->num_attention_heads, S, S);
   lay_out(saved, B, S);
@@ -61,6 +62,7 @@ void LlamaAttention<T>::check_backward(const View<T, 3>& grad_x, View<const T, 3
                                        const View<Accumulator<T>, 4>& grad_mask) const {
   constexpr auto fn = "LlamaAttention::backward";
   check_projections(fn);
+  for (const Linear<T>* layer : projections()) layer->check_trainable(fn);
   detail::require(!saved.empty(), fn, "activations, expected those of a forward call that succeeded, got none");
   detail::require(saved.layers_ == layer_identities(), fn,
                   "activations, expected those of a forward call of this module, got those of other projections");

@@ -115,45 +115,4 @@ TYPED_TEST(Codec, ReadsNothingBesideItsRows) {
 }
 #endif
 
-/// The tile that converts b itself gives, bit for bit, what a tile over a copy of b gives.
-TYPED_TEST(Codec, MultipliesByWhatItConverts) {
-  using A = kernel::AccumulatorOf<TypeParam>;
-  on_every_isa([](Isa isa) {
-    const auto& arithmetic = kernel::arithmetic_of<A>(isa);
-    const auto& codec = kernel::codec_of<TypeParam>(isa);
-    const Index rows = codec.tiles.rows, columns = codec.tiles.columns;
-    ASSERT_EQ(columns, arithmetic.panel_columns());
-    for (const Index depth : {1, 2, 31, 64}) {
-      const auto a = whole_numbers<A>(rows * depth, 1), factor = whole_numbers<A>(columns, 2);
-      std::vector<double> numbers;
-      for (const A x : whole_numbers<A>(depth * columns, 3)) numbers.push_back(static_cast<double>(x) / 7);
-      const auto b = stored<TypeParam>(numbers);
-      std::vector<A> copy(as_size(depth * columns)), got(as_size(rows * columns)), expected(got);
-      codec.load(copy.data(), columns, b.data(), columns, depth, columns);
-      kernel::Product<A, A, TypeParam> converting{.a = a.data(),
-                                                  .a_row = depth,
-                                                  .b = b.data(),
-                                                  .b_row = columns,
-                                                  .depth = depth,
-                                                  .c = got.data(),
-                                                  .c_row = columns,
-                                                  .factor = factor.data()};
-      kernel::Product<A> plain{.a = a.data(),
-                               .a_row = depth,
-                               .b = copy.data(),
-                               .b_row = columns,
-                               .depth = depth,
-                               .c = expected.data(),
-                               .c_row = columns,
-                               .factor = factor.data()};
-      codec.tiles.whole(converting, nullptr, -1);
-      arithmetic.panel_tiles[2].whole(plain, nullptr, -1);
-      EXPECT_EQ(got, expected) << "depth " << depth;
-      codec.tiles.one(converting, nullptr, -1);
-      arithmetic.panel_tiles[2].one(plain, nullptr, -1);
-      EXPECT_EQ(got, expected) << "one row, depth " << depth;
-    }
-  });
-}
-
 }  // namespace

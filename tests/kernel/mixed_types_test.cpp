@@ -206,24 +206,32 @@ std::vector<float> packed(const std::vector<float>& weight, Index in, Index out)
   return to;
 }
 
-/// y by the plan; rows of y have gaps between them, which stay as they are.
+/// y by the plan; rows of y have gaps between them, which stay as they are. W is float or a format that is stored.
 template <class X, class W>
 std::vector<X> apply(Isa isa, Index rows, Index in, Index out, const std::vector<X>& x, const std::vector<W>& weight,
-                     const std::vector<W>& bias) {
+                     const std::vector<X>& bias) {
   Fenced<X> y(rows, out, out + 2);
-  const kernel::LinearProblem<X, W> problem{.x = x.data(),
-                                            .weight = weight.data(),
-                                            .bias = bias.empty() ? nullptr : bias.data(),
-                                            .y = y.data(),
-                                            .rows = rows,
-                                            .in = in,
-                                            .out = out,
-                                            .x_row = in + 3,
-                                            .y_row = y.stride()};
-  const kernel::LinearKernels<X, W> kernels{.arithmetic = kernel::arithmetic_of<float>(isa),
-                                            .inputs = kernel::codec_of<X>(isa),
-                                            .weights = kernel::codec_of<W>(isa)};
-  attn::detail::run_tasks(kernel::LinearTasks<X, W>(problem, kernels, attn::current_executor().concurrency()));
+  const kernel::LinearProblem<X> problem{.x = x.data(),
+                                         .bias = bias.empty() ? nullptr : bias.data(),
+                                         .y = y.data(),
+                                         .rows = rows,
+                                         .in = in,
+                                         .out = out,
+                                         .x_row = in + 3,
+                                         .y_row = y.stride()};
+  const kernel::LinearKernels<X> kernels{.arithmetic = kernel::arithmetic_of<float>(isa),
+                                         .inputs = kernel::codec_of<X>(isa)};
+  const auto run = [&]<class Panels>(const Panels& panels) {
+    attn::detail::run_tasks(
+        kernel::LinearTasks<X, Panels>(problem, kernels, panels, attn::current_executor().concurrency()));
+  };
+  if constexpr (std::is_same_v<W, float>)
+    run(kernel::PlainPanels<float>{.weight = weight.data(), .in = in});
+  else
+    run(kernel::StoredPanels{.reader = kernel::weight_reader_of<W>(isa),
+                             .dots = false,
+                             .first = {.values = reinterpret_cast<const std::byte*>(weight.data())},
+                             .in = in});
   EXPECT_TRUE(y.intact()) << "something was written between rows of y";
   std::vector<X> all;
   for (Index r = 0; r < rows; ++r) all.insert(all.end(), &y(r, 0), &y(r, 0) + out);
@@ -237,7 +245,7 @@ void check_linear(Index rows, Index in, Index out, bool has_bias) {
     const auto x = random_numbers<X>(isa, rows * (in + 3), 1);
     const auto plain = widened(isa, random_numbers<W>(isa, in * out, 2));
     const auto weight = narrowed<W>(isa, packed(plain, in, out));
-    const auto bias = random_numbers<W>(isa, has_bias ? out : 0, 3);
+    const auto bias = random_numbers<X>(isa, has_bias ? out : 0, 3);
     const auto got = apply(isa, rows, in, out, x, weight, bias);
     const auto expected = apply(isa, rows, in, out, widened(isa, x), widened(isa, weight), widened(isa, bias));
     expect_same_bits(got, narrowed<X>(isa, expected), "output");

@@ -28,7 +28,7 @@ inline constexpr bool is_converted = !std::is_same_v<Storage, AccumulatorOf<Stor
 
 inline namespace ATTN_UNIT_FLAGS {
 
-/// What a stored type needs of an instruction set: three functions and a tile. A row is `n` elements; `from_row` and `to_row` are
+/// What a stored type needs of an instruction set: three functions. A row is `n` elements; `from_row` and `to_row` are
 /// the distances of rows, in elements.
 template <class Storage, class A = AccumulatorOf<Storage>>
 struct Codec {
@@ -38,8 +38,6 @@ struct Codec {
   void (*store)(Storage* to, Index to_row, const A* from, Index from_row, Index rows, Index n);
   /// to[i][row] = from[row][i], and 0 for the rows that fill the last vector.
   void (*load_transposed)(A* to, Index to_row, const Storage* from, Index from_row, Index rows, Index n);
-  /// Products whose b is stored so, and converted by the tile: for few rows, which a copy of b would outlast.
-  Tiles<A, A, Storage> tiles;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

@@ -21,16 +21,19 @@ template <class W>
 struct BackwardPanels {
   using A = AccumulatorOf<W>;
   static constexpr Index width = panel_width<W>;
-  static constexpr Index depth_unit = width, max_depth = 480 / width * width;
-  static constexpr bool is_copied = true;
-  static constexpr bool is_kept = true;
+  static constexpr Index max_depth = 480 / width * width;
+  static constexpr Index max_rows = 192;
+  static constexpr bool is_stored = false, is_copied = true;
+  static constexpr bool is_kept = true;   // of a task, for all its blocks of rows
   static constexpr Index max_group = 11;  // copies of 1 MB
 
+  const Codec<W>& codec;
   const W* weight;
   Index in;  ///< of the layer: panels of outputs are in * width elements apart
 
+  [[nodiscard]] static constexpr Index depth_unit() { return width; }
   [[nodiscard]] const W* at(Index panel, Index output) const { return weight + (output * in + panel * width * width); }
-  [[nodiscard]] const A* read(const Codec<W>& codec, Index panel, Index output, Index outputs, A* copy) const {
+  [[nodiscard]] const A* read(Index panel, Index output, Index outputs, A* copy) const {
     const Index inputs = std::min(width, in - panel * width);
     for (Index o = 0; o < outputs; o += width)
       codec.load_transposed(copy + o * width, width, at(panel, output + o), width, inputs,
@@ -63,7 +66,7 @@ class LinearGradientTasks {
   static constexpr Index bias_rows = 8;      // rows that are summed in A before they join a sum in double
 
  public:
-  LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index tasks)
+  LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X>& kernels, Index tasks)
       : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic), tile_rows_(arithmetic_.tile_rows()) {
     depth_ = round_up(ceil_div(problem.rows, ceil_div(problem.rows, max_depth)), unit);
     // By blocks of inputs first: each copies grad_y, a panel of which is near; each group of panels copies x.
@@ -218,7 +221,7 @@ class LinearGradientTasks {
   }
 
   const LinearBackwardProblem<X, W>& problem_;
-  const LinearKernels<X, W>& kernels_;
+  const LinearKernels<X>& kernels_;
   const Arithmetic<A>& arithmetic_;
   Index tile_rows_;  // inputs of a tile
   Index depth_;      // rows of a part
@@ -230,9 +233,9 @@ class LinearGradientTasks {
 template <class X, class W>
 class LinearBackwardTasks {
  public:
-  LinearBackwardTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
+  LinearBackwardTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X>& kernels,
+                      const Codec<W>& weights, Index threads)
       : of_outputs_{.x = problem.grad_y,
-                    .weight = problem.weight,
                     .bias = nullptr,
                     .y = problem.grad_x,
                     .rows = problem.rows,
@@ -242,7 +245,7 @@ class LinearBackwardTasks {
                     .y_row = problem.grad_x_row,
                     .add = problem.add},
         of_parameters_(problem, kernels, threads),
-        of_inputs_(of_outputs_, kernels, {problem.weight, problem.in}, threads) {}
+        of_inputs_(of_outputs_, kernels, {.codec = weights, .weight = problem.weight, .in = problem.in}, threads) {}
   LinearBackwardTasks(const LinearBackwardTasks&) = delete;  // of_inputs_ refers to of_outputs_
   LinearBackwardTasks& operator=(const LinearBackwardTasks&) = delete;
 
@@ -262,9 +265,9 @@ class LinearBackwardTasks {
  private:
   [[nodiscard]] bool wants_inputs() const { return of_outputs_.y != nullptr; }
 
-  LinearProblem<X, W> of_outputs_;  // grad_x = grad_y w, as a layer that goes the other way
+  LinearProblem<X> of_outputs_;  // grad_x = grad_y w, as a layer that goes the other way
   LinearGradientTasks<X, W> of_parameters_;
-  LinearTasks<X, W, BackwardPanels<W>> of_inputs_;
+  LinearTasks<X, BackwardPanels<W>> of_inputs_;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

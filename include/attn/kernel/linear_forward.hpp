@@ -10,46 +10,69 @@
 #include "codec.hpp"
 #include "gemm.hpp"
 #include "problem.hpp"
+#include "weights.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 using attn::detail::Scratch;
 
-/// The functions that a linear layer is computed with: conversions of inputs and outputs, and of weights.
-template <class X, class W, class A = AccumulatorOf<X>>
+/// The functions that a linear layer is computed with, besides those that read its weight.
+template <class X, class A = AccumulatorOf<X>>
 struct LinearKernels {
   const Arithmetic<A>& arithmetic;
   const Codec<X>& inputs;
-  const Codec<W>& weights;
 };
 
-/// The weight as forward multiplies by it: panels of outputs, read in place unless they are converted.
-template <class W>
-struct ForwardPanels {
-  using A = AccumulatorOf<W>;
-  static constexpr Index width = panel_width<W>;
+/// A weight of the type that sums are in: panels of outputs, read in place.
+template <class T>
+struct PlainPanels {
+  using A = T;
+  static constexpr Index width = panel_width<A>;
   static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
-  static constexpr Index depth_unit = 8;
-  static constexpr bool is_copied = is_converted<W>;
+  static constexpr Index max_rows = 192;   // of a block; 384: 1 % slower
+  static constexpr bool is_stored = false, is_copied = false, is_kept = false;
+  static constexpr Index max_group = 1 << 30;
+
+  const A* weight;
+  Index in;
+
+  [[nodiscard]] static constexpr Index depth_unit() { return 8; }
+  [[nodiscard]] const A* at(Index panel, Index input) const { return weight + (panel * in + input) * width; }
+  /// The part of a panel from `input` on, [input][width]; `copy` has room for it where it is copied.
+  [[nodiscard]] const A* read(Index panel, Index input, Index, A*) const { return at(panel, input); }
+  [[nodiscard]] Prefetch ahead(Index panel, Index input, Index inputs, Index passes) const {
+    return Prefetch::of(at(panel, input), 0, inputs * width / passes, 1);
+  }
+};
+
+/// A weight in another format, in the same order: its tiles convert it for few rows, others read a copy.
+struct StoredPanels {
+  using A = float;
+  static constexpr Index width = panel_width<A>;
+  static constexpr Index max_depth = PlainPanels<A>::max_depth;
+  static constexpr Index max_rows = 256;  // since each block converts the weight again; 192: 1 to 2 % slower
+  static constexpr bool is_stored = true, is_copied = true;
   static constexpr bool is_kept = false;  // a copy is made again for each block of rows
   static constexpr Index max_group = 1 << 30;
 
-  const W* weight;
-  Index in;
+  const WeightReader& reader;
+  bool dots;  ///< inputs are rounded to 8 bits, too, and multiplied as whole numbers
+  WeightPart first;
+  Index in;  ///< of a panel: whole groups, where there are groups
 
-  [[nodiscard]] const W* at(Index panel, Index input) const { return weight + (panel * in + input) * width; }
-  /// The part of a panel from `input` on, [input][width]; `copy` has room for it where it is copied.
-  [[nodiscard]] const A* read(const Codec<W>& codec, Index panel, Index input, Index inputs, A* copy) const {
-    if constexpr (is_copied) {
-      codec.load(copy, width, at(panel, input), width, inputs, width);
-      return copy;
-    } else {
-      return at(panel, input);
-    }
+  [[nodiscard]] Index depth_unit() const { return reader.grouped() ? group_inputs : PlainPanels<A>::depth_unit(); }
+  [[nodiscard]] WeightPart at(Index panel, Index input) const {
+    const Index inputs = panel * in + input;
+    return {.values = first.values + inputs * reader.panel_bytes(),
+            .scales = reader.grouped() ? first.scales + inputs / group_inputs * width : nullptr};
+  }
+  [[nodiscard]] const A* read(Index panel, Index input, Index inputs, A* copy) const {
+    reader.load(copy, at(panel, input), inputs);
+    return copy;
   }
   [[nodiscard]] Prefetch ahead(Index panel, Index input, Index inputs, Index passes) const {
-    return Prefetch::of(at(panel, input), 0, inputs * width / passes, 1);
+    return Prefetch::of(at(panel, input).values, 0, inputs * reader.panel_bytes() / passes, 1);
   }
 };
 
@@ -58,26 +81,23 @@ struct ForwardPanels {
 ///     for each panel of the group:        its part of the weight, up to 96 KB, comes from memory once, prefetched
 ///       for each tile:                    y += x w
 /// Sums run part by part in the order of the inputs whatever the cut, so it may depend on the number of threads.
-template <class X, class W, class Panels = ForwardPanels<W>>
+template <class X, class Panels>
 class LinearTasks {
-  using A = AccumulatorOf<X>;
-  static_assert(std::is_same_v<A, AccumulatorOf<W>>, "inputs and weights are computed in one type");
-  static constexpr Index width = panel_width<W>;
-  static constexpr Index max_block_rows = 192;  // 384: 1 % slower
-  static constexpr Index few_rows = 8;          // whose products convert the weight in the tile
+  using A = typename Panels::A;
+  static_assert(std::is_same_v<A, AccumulatorOf<X>>, "inputs and weights are computed in one type");
+  static constexpr Index width = Panels::width;
+  static constexpr Index max_block_rows = Panels::max_rows;
+  static constexpr Index few_rows = 8;  // whose products convert the weight in the tile
   // Bytes from what few rows multiply to what they prefetch. One row of 4096 x 4096 in bfloat16: 1.48 of float's speed with
   // none, 1.69 with 4096, 1.95 with 16384 (Intel Xeon; not tried on AMD).
   static constexpr Index weight_ahead = 16384;
   static constexpr Index max_task_rows = 2048;  // of tasks of several blocks, which share copies of the weight
 
  public:
-  LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, Index threads)
-      : LinearTasks(problem, kernels, Panels{problem.weight, problem.in}, threads) {}
-  LinearTasks(const LinearProblem<X, W>& problem, const LinearKernels<X, W>& kernels, const Panels& panels,
-              Index threads)
+  LinearTasks(const LinearProblem<X>& problem, const LinearKernels<X>& kernels, const Panels& panels, Index threads)
       : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic), panels_(panels) {
     // From the inputs alone, so that a row's sums do not depend on how many rows there are.
-    depth_ = round_up(ceil_div(problem.in, ceil_div(problem.in, Panels::max_depth)), Panels::depth_unit);
+    depth_ = round_up(ceil_div(inputs(), ceil_div(inputs(), Panels::max_depth)), panels.depth_unit());
     cut_rows(threads);
     cut_panels(threads);
   }
@@ -92,7 +112,7 @@ class LinearTasks {
     const Buffers buffers(*this, scratch);
     const Index first_block = task % row_tasks_ * task_blocks_;
     const Index first_panel = task / row_tasks_ * group_panels_;
-    const Place end{.part = ceil_div(problem_.in, depth_),
+    const Place end{.part = ceil_div(inputs(), depth_),
                     .block = std::min(task_blocks_, row_blocks_ - first_block),
                     .panel = std::min(group_panels_, ceil_div(problem_.out, width) - first_panel)};
     Part part{};
@@ -102,9 +122,9 @@ class LinearTasks {
       part.rows = std::min(block_rows_, problem_.rows - part.first_row);
       part.panel = first_panel + at.panel;
       part.input = at.part * depth_;
-      part.inputs = std::min(depth_, problem_.in - part.input);
+      part.inputs = std::min(depth_, inputs() - part.input);
       part.slot = at;
-      if (by_panel() || at.panel == 0) read_rows(part, buffers);
+      if (by_panel() || at.panel == 0) read_rows(part, buffers, n == 0);
       const Index passes = ceil_div(std::min(width, problem_.out - part.panel * width), arithmetic_.panel_columns());
       part.ahead = panels_.ahead(first_panel + next.panel, next.part * depth_, part.inputs, passes);
       if (next.block > 0) part.ahead.rows = 0;  // that part of the weight has been copied
@@ -118,14 +138,16 @@ class LinearTasks {
     Index part = 0, block = 0, panel = 0;
   };
   struct Buffers {
-    A* x;        // [row][input] of one part
-    A* sums;     // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
-    A* weights;  // [input][width] of one panel, or of each of the group, where they are copied
+    A* x;                 // [row][input] of one part, or of all inputs of a single row
+    InputGroup* rounded;  // the same in groups, where inputs are rounded: of all rows or, if sums are of floats, of one
+    A* sums;              // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
+    A* weights;           // [input][width] of one panel, or of each of the group, where they are copied
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
-        : x(scratch.take<A>(tasks.block_rows_ * tasks.depth_)),
+        : x(scratch.take<A>((tasks.dots() ? 1 : tasks.block_rows_) * tasks.row_inputs())),
+          rounded(scratch.take<InputGroup>((tasks.dots() ? tasks.block_rows_ : 1) * tasks.row_groups())),
           sums(scratch.take<A>(tasks.block_rows_ * width * tasks.task_blocks_ * tasks.summed_panels())),
-          weights(scratch.take<A>(Panels::is_copied ? tasks.depth_ * width * tasks.kept_panels() : 0)) {}
+          weights(scratch.take<A>(tasks.copied_weights())) {}
   };
   /// A panel of outputs and a part of the inputs, for a block of rows.
   struct Part {
@@ -135,8 +157,24 @@ class LinearTasks {
     Place slot;            // the same within the task
     const A* x = nullptr;  // the rows of x from `input` on
     Index x_row = 0;
-    Prefetch ahead;  // of the part of the weight that comes after this one
+    const InputGroup* rounded = nullptr;  // the same, where they are multiplied as whole numbers; x_row counts groups
+    Prefetch ahead;                       // of the part of the weight that comes after this one
   };
+
+  /// What is summed over: whole groups, where there are groups.
+  [[nodiscard]] Index inputs() const {
+    if constexpr (Panels::is_stored) return panels_.in;
+    return problem_.in;
+  }
+  /// Whether inputs are rounded as the weights are, and whether products are then of whole numbers.
+  [[nodiscard]] bool rounds() const {
+    if constexpr (Panels::is_stored) return panels_.reader.grouped();
+    return false;
+  }
+  [[nodiscard]] bool dots() const {
+    if constexpr (Panels::is_stored) return panels_.dots;
+    return false;
+  }
 
   /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
   [[nodiscard]] bool by_panel() const { return !Panels::is_kept && problem_.rows == 1; }
@@ -144,6 +182,12 @@ class LinearTasks {
     if (by_panel()) return {.part = n % end.part, .block = 0, .panel = n / end.part};
     const Index block = n / end.panel;
     return {.part = block / end.block, .block = block % end.block, .panel = n % end.panel};
+  }
+  /// Inputs of a row that are read at a time.
+  [[nodiscard]] Index row_inputs() const { return by_panel() ? round_up(inputs(), group_inputs) : depth_; }
+  [[nodiscard]] Index row_groups() const { return rounds() ? row_inputs() / group_inputs : 0; }
+  [[nodiscard]] Index copied_weights() const {
+    return !Panels::is_copied || dots() ? 0 : depth_ * width * kept_panels();
   }
   [[nodiscard]] Index summed_panels() const { return is_converted<X> ? group_panels_ : 1; }
   [[nodiscard]] Index kept_panels() const { return Panels::is_kept ? group_panels_ : 1; }
@@ -171,19 +215,47 @@ class LinearTasks {
     group_panels_ = ceil_div(panels, groups);
     groups_ = ceil_div(panels, group_panels_);
   }
-  /// The rows of x, where they are, or copied if they need conversion or alias in the caches.
-  void read_rows(Part& part, const Buffers& buffers) const {
-    const X* const x = problem_.x + part.first_row * problem_.x_row + part.input;
+  /// The rows of x, where they are, or copied if they need conversion or alias in the caches. Of a single row all inputs are
+  /// read at once, when the task begins.
+  void read_rows(Part& part, const Buffers& buffers, bool begins) const {
+    const Index begin = by_panel() ? 0 : part.input, skipped = part.input - begin;
+    const Index size = std::min(by_panel() ? inputs() : part.inputs, problem_.in - begin);
+    const X* const x = problem_.x + part.first_row * problem_.x_row + begin;
+    const bool is_read = begins || !by_panel();
+    if (rounds()) {
+      if (is_read) round_rows(x, part.rows, size, buffers);
+      part.x = buffers.x + skipped, part.rounded = buffers.rounded + skipped / group_inputs;
+      part.x_row = dots() ? row_groups() : row_inputs();
+      return;
+    }
     if constexpr (!is_converted<X>) {
       if (part.rows == 1 || !aliases_in_cache<X>(problem_.x_row)) {
-        part.x = x, part.x_row = problem_.x_row;
+        part.x = x + skipped, part.x_row = problem_.x_row;
         return;
       }
     }
-    kernels_.inputs.load(buffers.x, part.inputs, x, problem_.x_row, part.rows, part.inputs);
-    part.x = buffers.x, part.x_row = part.inputs;
-    if (is_converted<W> && part.rows > 1 && part.rows <= few_rows)  // rows that fill a tile
-      std::fill(buffers.x + part.rows * part.inputs, buffers.x + block_rows_ * part.inputs, A{0});
+    if (is_read) kernels_.inputs.load(buffers.x, size, x, problem_.x_row, part.rows, size);
+    part.x = buffers.x + skipped, part.x_row = size;
+    if (Panels::is_stored && part.rows > 1 && part.rows <= few_rows)  // rows that fill a tile
+      std::fill(buffers.x + part.rows * size, buffers.x + block_rows_ * size, A{0});
+  }
+  /// Rounds rows of x, group by group, and where sums are of floats makes them floats again.
+  void round_rows(const X* x, Index rows, Index size, const Buffers& buffers) const {
+    if constexpr (Panels::is_stored) {
+      for (Index row = 0; row < rows; ++row, x += problem_.x_row) {
+        InputGroup* const rounded = buffers.rounded + (dots() ? row * row_groups() : 0);
+        A* to = buffers.x + (dots() ? 0 : row * row_inputs());
+        if constexpr (is_converted<X>) {
+          kernels_.inputs.load(to, size, x, problem_.x_row, 1, size);
+          panels_.reader.round_inputs(rounded, to, size);
+        } else {
+          panels_.reader.round_inputs(rounded, x, size);
+        }
+        if (dots()) continue;
+        for (const InputGroup* group = rounded; group < rounded + ceil_div(size, group_inputs); ++group)
+          for (const std::int8_t number : group->number) *to++ = static_cast<A>(number) * group->scale;
+      }
+    }
   }
 
   /// y += x w, or bias + x w for the first inputs.
@@ -198,31 +270,26 @@ class LinearTasks {
     }
     alignas(64) A bias[std::size_t{width}] = {};
     if (part.input == 0 && problem_.bias != nullptr)
-      kernels_.weights.load(bias, width, problem_.bias + part.panel * width, width, 1, columns);
+      kernels_.inputs.load(bias, width, problem_.bias + part.panel * width, width, 1, columns);
 
     const bool first = part.input == 0 && !problem_.add;
     if (sums != static_cast<void*>(y) && part.input == 0 && problem_.add)
       kernels_.inputs.load(sums, width, y, problem_.y_row, part.rows, columns);
 
-    const auto product_with = [&]<class B>(const B* weight) {
-      return Product<A, A, B>{.a = part.x,
-                              .a_row = part.x_row,
-                              .b = weight,
-                              .b_row = width,
-                              .depth = part.inputs,
-                              .c = sums,
-                              .c_row = sums_row,
-                              .before = first ? bias : sums,
-                              .before_row = first ? 0 : sums_row,
-                              .factor = ones<A>.value};
-    };
-    if constexpr (is_converted<W> && !Panels::is_kept) {
-      if (part.rows <= few_rows) {
-        add_few_rows(part, product_with(panels_.at(part.panel, part.input)));
-        return store_sums(part, sums, y, columns);
-      }
+    Product<A> product{.a = part.x,
+                       .a_row = part.x_row,
+                       .b_row = width,
+                       .depth = part.inputs,
+                       .c = sums,
+                       .c_row = sums_row,
+                       .before = first ? bias : sums,
+                       .before_row = first ? 0 : sums_row,
+                       .factor = ones<A>.value};
+    if (dots() || (Panels::is_stored && part.rows <= few_rows)) {
+      add_stored(part, product);
+      return store_sums(part, sums, y, columns);
     }
-    Product<A> product = product_with(read_weight(part, buffers));
+    product.b = read_weight(part, buffers);
     const Index step = arithmetic_.panel_columns(), passes = ceil_div(columns, step);
     for (Index pass = 0; pass < passes; ++pass) {
       multiply(arithmetic_, product, part.rows, columns - pass * step, part.ahead);
@@ -230,37 +297,46 @@ class LinearTasks {
     }
     store_sums(part, sums, y, columns);
   }
-  /// A panel for few rows, its weights converted in the tile: reading them is the limit, and a copy would be written and read
-  /// besides. The sums run in the same order. Inputs that were copied have room for whole tiles, whose other rows are not used.
-  void add_few_rows(const Part& part, Product<A, A, W> product) const {
-    const Tiles<A, A, W>& tiles = kernels_.weights.tiles;
-    const Index rows = is_converted<X> && part.rows > 1 ? round_up(part.rows, tiles.rows) : part.rows;
-    for (Index column = 0; column < width; column += tiles.columns) {
-      Product<A, A, W> tile = product;
-      for (Index left = rows, done = 0; left > 0; left -= done) {
-        done = left >= tiles.rows ? tiles.rows : 1;
-        const bool reads = column == 0 && left == rows;  // the others find the weight in L1
-        const char* const ahead = reinterpret_cast<const char*>(product.b) + weight_ahead;
-        (done > 1 ? tiles.whole : tiles.one)(tile, reads ? ahead : nullptr, reads ? 0 : -1);
-        tile.skip_rows(done);
-      }
-      product.b += tiles.columns, product.c += tiles.columns, product.before += tiles.columns;
+  /// The product with a panel as it is stored: of whole numbers, or of few rows, where reading the weight is the limit and a
+  /// copy would be written and read besides. Few rows that were copied have room for whole tiles, whose other rows are not
+  /// used.
+  void add_stored(const Part& part, const Product<A>& product) const {
+    if constexpr (Panels::is_stored) {
+      const WeightPart weights = panels_.at(part.panel, part.input);
+      const bool is_few = part.rows <= few_rows;
+      const auto stored = [&]<class Input>(const Input* x, Index rows, Index inputs) {
+        return WeightProduct<Input>{
+            .x = x,
+            .x_row = part.x_row,
+            .rows = rows,
+            .inputs = inputs,
+            .weights = weights,
+            .c = product.c,
+            .c_row = product.c_row,
+            .before = product.before,
+            .before_row = product.before_row,
+            .prefetch = is_few ? reinterpret_cast<const char*>(weights.values) + weight_ahead : part.ahead.row};
+      };
+      if (dots()) return panels_.reader.multiply_groups(stored(part.rounded, part.rows, part.inputs / group_inputs));
+      const bool fills = is_converted<X> && part.rows > 1;
+      panels_.reader.multiply(
+          stored(part.x, fills ? round_up(part.rows, arithmetic_.tile_rows()) : part.rows, part.inputs));
     }
   }
   /// Writes y once all inputs have been summed up, where its own memory did not hold the sums.
   void store_sums(const Part& part, const A* sums, X* y, Index columns) const {
-    if (sums != static_cast<void*>(y) && part.input + part.inputs == problem_.in)
+    if (sums != static_cast<void*>(y) && part.input + part.inputs == inputs())
       kernels_.inputs.store(y, problem_.y_row, sums, width, part.rows, columns);
   }
 
   [[nodiscard]] const A* read_weight(const Part& part, const Buffers& buffers) const {
     A* const copy = buffers.weights + (Panels::is_kept ? part.slot.panel * depth_ * width : 0);
     if (Panels::is_kept && part.slot.block > 0) return copy;
-    return panels_.read(kernels_.weights, part.panel, part.input, part.inputs, copy);
+    return panels_.read(part.panel, part.input, part.inputs, copy);
   }
 
-  const LinearProblem<X, W>& problem_;
-  const LinearKernels<X, W>& kernels_;
+  const LinearProblem<X>& problem_;
+  const LinearKernels<X>& kernels_;
   const Arithmetic<A>& arithmetic_;
   Panels panels_;
   Index depth_;  // inputs of a part

@@ -16,12 +16,11 @@ namespace attn::kernel {
 template <class T>
 inline constexpr Index panel_width = std::is_same_v<T, double> ? 24 : 48;
 
-/// y [rows, out] = x [rows, in] wT + bias. Inputs X and weights W may be stored in different types.
-template <class X, class W>
+/// y [rows, out] = x [rows, in] wT + bias. The weight is told apart: its format is not that of x.
+template <class X>
 struct LinearProblem {
   const X* x;
-  const W* weight;  ///< [ceil(out / panel_width)][in][panel_width], zeros past the last output
-  const W* bias;    ///< [out], or null
+  const X* bias;  ///< [out], or null
   X* y;
   Index rows, in, out;
   Index x_row, y_row;  ///< from one row to the next
@@ -35,10 +34,10 @@ struct LinearBackwardProblem {
   using A = AccumulatorOf<X>;
 
   const X* x;
-  const W* weight;  ///< as in LinearProblem
+  const W* weight;  ///< [ceil(out / panel_width)][in][panel_width], zeros past the last output
   const X* grad_y;
   X* grad_x;           ///< [rows, in], or null
-  A* weight_gradient;  ///< in panels, as the weight
+  A* weight_gradient;  ///< in the same order
   A* bias_gradient;    ///< [out], or null
   Index rows, in, out;
   Index x_row, grad_y_row, grad_x_row;  ///< from one row to the next

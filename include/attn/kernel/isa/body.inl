@@ -10,6 +10,8 @@
 #include "rules.inl"
 #include "dropout.inl"
 #include "gradients.inl"
+#include "weights.inl"
+#include "dot.inl"
 
 template <class A>
 inline constexpr Arithmetic<A> arithmetic{
@@ -30,5 +32,11 @@ inline constexpr GradientArithmetic<A> gradient_arithmetic{.score_gradients = sc
 template <class Storage, class A = AccumulatorOf<Storage>>
 inline constexpr Codec<Storage> codec{.load = convert_rows<A, Storage>,
                                       .store = convert_rows<Storage, A>,
-                                      .load_transposed = transpose_rows<A, Storage>,
-                                      .tiles = converting_tiles<A, Storage>};
+                                      .load_transposed = transpose_rows<A, Storage>};
+
+template <class W>
+inline constexpr WeightReader weight_reader{.bits = weight_bits<W>,
+                                            .load = load_weights<W>,
+                                            .multiply = multiply_weights<W>,
+                                            .round_inputs = round_inputs,
+                                            .multiply_groups = group_product<W>()};

@@ -1,10 +1,12 @@
 // Floor 2. Instruction sets: which ones this CPU has, which one attn uses.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -12,6 +14,8 @@
 
 #if ATTN_X86_TARGETS
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace attn {
@@ -45,7 +49,9 @@ namespace detail {
 struct CpuId {
   unsigned a = 0, b = 0, c = 0, d = 0;
 
-  explicit CpuId(unsigned leaf) { static_cast<void>(__get_cpuid_count(leaf, 0, &a, &b, &c, &d)); }
+  explicit CpuId(unsigned leaf, unsigned subleaf = 0) {
+    static_cast<void>(__get_cpuid_count(leaf, subleaf, &a, &b, &c, &d));
+  }
 };
 
 /// The registers that the system keeps apart for each thread, as bits of XCR0.
@@ -70,8 +76,25 @@ inline bool cpu_has(Isa isa) {
     return v3 && has_all(saved, zmm) && has_all(extended, avx512f | avx512dq | avx512cd | avx512bw | avx512vl);
   return isa == Isa::baseline;
 }
+/// Whether the CPU has dot products of bytes on the vectors of an instruction set: AVX-512 VNNI, AVX-VNNI.
+inline bool cpu_has_byte_dots(Isa isa) {
+  constexpr unsigned avx512_vnni = 1U << 11, avx_vnni = 1U << 4;  // leaf 7, ecx; and its subleaf 1, eax
+  if (isa == Isa::avx512) return (CpuId(7).c & avx512_vnni) != 0;
+  return isa == Isa::avx2 && (CpuId(7, 1).a & avx_vnni) != 0;
+}
 #else
 inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
+/// Whether the CPU has dot products of bytes: those of Armv8.2.
+inline bool cpu_has_byte_dots(Isa) {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long dot_products = 1UL << 20;  // HWCAP_ASIMDDP
+  return (::getauxval(AT_HWCAP) & dot_products) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  return true;
+#else
+  return false;
+#endif
+}
 #endif
 
 /// Each has all that those before it have, so that a CPU supports the first few.
@@ -114,6 +137,16 @@ inline Isa default_isa() {
 inline constexpr Isa undecided{255};
 inline constinit std::atomic<Isa> chosen_isa{undecided};
 
+/// What the environment says of a special unit: use it or not, or nothing.
+[[gnu::cold]] inline std::optional<bool> forced_unit(std::string_view function, const char* variable) {
+  const char* const value = std::getenv(variable);
+  const std::string_view said = value == nullptr ? "" : value;
+  require(said.empty() || said == "0" || said == "1", function, variable, ", expected 0 or 1, got ", said);
+  return said.empty() ? std::nullopt : std::optional(said == "1");
+}
+
+inline constinit std::atomic<signed char> byte_dots_wanted{-1};  // -1: not yet decided
+
 }  // namespace detail
 
 /// The instruction set that attn uses: the best one, or what ATTN_ISA (baseline, avx2, avx512) or set_active_isa says.
@@ -133,5 +166,21 @@ inline void set_active_isa(Isa isa) {
   static_cast<void>(detail::checked_isa("set_active_isa", "instruction set", isa_name(isa)));
   detail::chosen_isa.store(isa);
 }
+
+/// Whether weights of 8 and 4 bits are multiplied by dot products of bytes (AVX-512 VNNI, AVX-VNNI, Armv8.2's) and not, as
+/// floats, by the tile of all other products: where the CPU has them on the vectors of the active instruction set, unless
+/// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Errors: ATTN_BYTE_DOTS is not 0 or 1.
+[[nodiscard]] inline bool byte_dots(Isa isa = active_isa()) {
+  signed char wanted = detail::byte_dots_wanted.load(std::memory_order_relaxed);
+  if (wanted < 0) {
+    wanted = detail::forced_unit("byte_dots", "ATTN_BYTE_DOTS").value_or(true) ? 1 : 0;
+    detail::byte_dots_wanted.store(wanted, std::memory_order_relaxed);
+  }
+  static const std::array<bool, 3> has{detail::cpu_has_byte_dots(Isa::baseline), detail::cpu_has_byte_dots(Isa::avx2),
+                                       detail::cpu_has_byte_dots(Isa::avx512)};
+  return wanted != 0 && has[static_cast<std::size_t>(isa)];
+}
+/// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
+inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
 
 }  // namespace attn

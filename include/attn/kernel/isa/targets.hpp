@@ -18,6 +18,7 @@
 #include "../codec.hpp"
 #include "../gemm.hpp"
 #include "../rules.hpp"
+#include "../weights.hpp"
 #include "isa.hpp"
 
 #define ATTN_INLINE inline __attribute__((always_inline))
@@ -88,6 +89,16 @@ template <class Storage>
   if (isa == Isa::avx2) return avx2::codec<Storage>;
 #endif
   return baseline::codec<Storage>;
+}
+
+/// What reads weights of a format.
+template <class W>
+[[nodiscard]] const WeightReader& weight_reader_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::weight_reader<W>;
+  if (isa == Isa::avx2) return avx2::weight_reader<W>;
+#endif
+  return baseline::weight_reader<W>;
 }
 
 /// The softmax of a row: apart from the tables, which would compile it for every program.

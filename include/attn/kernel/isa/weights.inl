@@ -1,0 +1,161 @@
+// Part of body.inl: weights that are stored in 16, 8 or 4 bits, and inputs in 8.
+
+inline constexpr int panel_outputs = static_cast<int>(panel_width<float>);
+/// Inputs in a word of grouped weights.
+template <class W>
+inline constexpr int word_inputs = 32 / weight_bits<W>;
+
+/// One input's weights out of a vector of words. All three steps are exact: a number has 8 bits, a scale 11.
+template <class W>
+ATTN_INLINE Vec<float> weights_at(Bits<float> words, int input, Vec<float> scales) {
+  constexpr int mask = (1 << weight_bits<W>)-1;
+  const Bits<float> numbers = ((words >> first_bit_of(input)) & mask) - W::zero;
+  return __builtin_convertvector(numbers, Vec<float>) * scales;
+}
+/// A vector of words of grouped weights: of some outputs, four or eight inputs each.
+ATTN_INLINE Bits<float> load_words(const std::byte* from) {
+  Bits<float> words;
+  __builtin_memcpy(&words, from, sizeof words);
+  return words;
+}
+
+/// to[input][output] = the weights of a panel, in whole groups where there are groups.
+template <class W>
+__attribute__((noinline)) void load_weights(float* to, const WeightPart& part, Index inputs) {
+  if constexpr (is_grouped<W>) {
+    const std::byte* word = part.values;
+    const Half* scales = part.scales;
+    for (; inputs > 0; inputs -= group_inputs, scales += panel_outputs)
+      for (int w = 0; w < weight_bits<W>; ++w, to += word_inputs<W> * panel_outputs)
+        for (int o = 0; o < panel_outputs; o += lanes<float>, word += sizeof(Bits<float>)) {
+          const Bits<float> words = load_words(word);
+          const Vec<float> scale = load(scales + o);
+          ATTN_UNROLL
+          for (int i = 0; i < word_inputs<W>; ++i) store(to + i * panel_outputs + o, weights_at<W>(words, i, scale));
+        }
+  } else {
+    convert(to, static_cast<const W*>(static_cast<const void*>(part.values)), inputs * panel_outputs);
+  }
+}
+
+/// One tile of a product with grouped weights, R rows by N vectors of outputs from `output` on: the sums of `tile` over a
+/// copy of the weights, bit for bit.
+template <class W, int R, int N>
+__attribute__((noinline)) void grouped_tile(const WeightProduct<float>& product, Index row, int output) {
+  const float* const x = product.x + row * product.x_row;
+  const std::byte* word = product.weights.values + output * 4;
+  const Half* scales = product.weights.scales + output;
+  const char* prefetch = row == 0 && output == 0 ? product.prefetch : nullptr;
+  Vec<float> sum[std::size_t{R}][std::size_t{N}] = {};
+  Index input = 0;
+  for (; input < product.inputs; scales += panel_outputs) {
+    Vec<float> scale[std::size_t{N}];
+    ATTN_UNROLL
+    for (int n = 0; n < N; ++n) scale[n] = load(scales + n * lanes<float>);
+    for (int w = 0; w < weight_bits<W>; ++w, word += panel_outputs * 4) {
+      Bits<float> words[std::size_t{N}];
+      ATTN_UNROLL
+      for (int n = 0; n < N; ++n) words[n] = load_words(word + n * static_cast<int>(sizeof(Bits<float>)));
+      if (prefetch != nullptr) {
+        for (int line = 0; line < panel_outputs * 4; line += 64) __builtin_prefetch(prefetch + line);
+        prefetch += panel_outputs * 4;
+      }
+      ATTN_UNROLL
+      for (int i = 0; i < word_inputs<W>; ++i, ++input) {
+        Vec<float> column[std::size_t{N}];
+        ATTN_UNROLL
+        for (int n = 0; n < N; ++n) column[n] = weights_at<W>(words[n], i, scale[n]);
+        ATTN_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const Vec<float> xs = splat(x[r * product.x_row + input]);
+          ATTN_UNROLL
+          for (int n = 0; n < N; ++n) sum[r][n] = multiply_add(xs, column[n], sum[r][n]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) {
+      const Index at = output + n * lanes<float>;
+      const Vec<float> before = load(product.before + (row + r) * product.before_row + at);
+      store(product.c + (row + r) * product.c_row + at, before + sum[r][n]);
+    }
+}
+
+/// A tile of a product with weights of any format.
+template <class W, int R>
+ATTN_INLINE void weight_tile(const WeightProduct<float>& product, Index row, int output) {
+  if constexpr (is_grouped<W>) {
+    grouped_tile<W, R, tile_vectors>(product, row, output);
+  } else {
+    const bool reads = row == 0 && output == 0 && product.prefetch != nullptr;  // later tiles find the weights in L1
+    tile<float, R, tile_vectors, W>(
+        Product<float, float, W>{.a = product.x + row * product.x_row,
+                                 .a_row = product.x_row,
+                                 .b = static_cast<const W*>(static_cast<const void*>(product.weights.values)) + output,
+                                 .b_row = panel_outputs,
+                                 .depth = product.inputs,
+                                 .c = product.c + row * product.c_row + output,
+                                 .c_row = product.c_row,
+                                 .before = product.before + row * product.before_row + output,
+                                 .before_row = product.before_row,
+                                 .factor = ones<float>.value},
+        product.prefetch, reads ? 0 : -1);
+  }
+}
+
+/// A product of few rows with a panel of weights.
+template <class W>
+void multiply_weights(const WeightProduct<float>& product) {
+  constexpr int rows = is_grouped<W> ? 4 : tile_rows;  // of a tile; 8 would take longer to compile
+  for (int output = 0; output < panel_outputs; output += tile_vectors * lanes<float>) {
+    Index row = 0;
+    for (; row + rows <= product.rows; row += rows) weight_tile<W, rows>(product, row, output);
+    for (; row < product.rows; ++row) weight_tile<W, 1>(product, row, output);
+  }
+}
+
+/// Rounds a row of n inputs to 8 bits, and fills its last group with zeros.
+inline void round_inputs(InputGroup* to, const float* from, Index n) {
+  constexpr int vectors = static_cast<int>(group_inputs) / lanes<float>;
+  const Bits<float> all_but_sign = 0x7FFFFFFF - Bits<float>{};
+  for (; n > 0; n -= group_inputs, from += group_inputs, ++to) {
+    alignas(64) float last[static_cast<std::size_t>(group_inputs)] = {};
+    const float* x = from;
+    if (n < group_inputs) {
+      __builtin_memcpy(last, from, static_cast<std::size_t>(n) * sizeof(float));
+      x = last;
+    }
+    Bits<float> magnitudes = {};
+    for (int i = 0; i < vectors; ++i) {
+      const Bits<float> magnitude = bits<float>(load(x + i * lanes<float>)) & all_but_sign;
+      magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+    }
+    std::int32_t largest = 0;
+    for (int i = 0; i < lanes<float>; ++i) largest = std::max<std::int32_t>(largest, magnitudes[i]);
+    constexpr std::int32_t infinity = 0x7F800000, least = 0x0D800000, nan = 0x7FC00000;  // least: 2^-100
+    std::int32_t scale = largest < infinity ? 0 : nan;
+    float inverse = 0;
+    if (largest < infinity && largest > least) {
+      // To 16 bits, upwards, so that no number passes 127.
+      scale = (__builtin_bit_cast(std::int32_t, __builtin_bit_cast(float, largest) / 127) + 0xFF) & ~0xFF;
+      inverse = 1 / __builtin_bit_cast(float, scale);
+    }
+    typedef std::int8_t Numbers __attribute__((vector_size(ATTN_VECTOR_BYTES / 4)));
+    Bits<float> sums = {};
+    for (int i = 0; i < vectors; ++i) {
+      Bits<float> number = {};
+      if (scale != 0 && scale != nan) {
+        // Adding 1.5 2^23 rounds to a whole number, which is then in the lower bits.
+        const Vec<float> rounded = opaque(load(x + i * lanes<float>) * inverse + 0x1.8p23F);
+        number = bits<float>(rounded) - bits<float>(splat(0x1.8p23F));
+      }
+      sums += number;
+      const Numbers narrow = __builtin_convertvector(number, Numbers);
+      __builtin_memcpy(to->number + i * lanes<float>, &narrow, sizeof narrow);
+    }
+    to->sum = 0;
+    for (int i = 0; i < lanes<float>; ++i) to->sum += sums[i];
+    __builtin_memcpy(&to->scale, &scale, sizeof scale);
+  }
+}

@@ -1,0 +1,200 @@
+// Floor 4. The weight of a linear layer in fewer bits than its activations have.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string_view>
+
+#include "kernel/weights.hpp"
+#include "math.hpp"
+#include "memory.hpp"
+#include "tensor.hpp"
+
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
+
+/// How a linear layer stores its weight. int8 and int4 keep groups of 32 inputs of an output, which share a scale in half
+/// precision: the arithmetic of GGUF's Q8_0 and Q4_0.
+enum class WeightFormat : std::uint8_t {
+  native,  ///< in the layer's own type
+  bfloat16,
+  half,
+  int8,  ///< 8.5 bits a weight
+  int4,  ///< 4.5 bits a weight
+};
+
+[[nodiscard]] constexpr std::string_view weight_format_name(WeightFormat format) {
+  constexpr std::array<std::string_view, 5> names{"native", "bfloat16", "half", "int8", "int4"};
+  const auto i = static_cast<std::size_t>(format);
+  return i < names.size() ? names[i] : "unknown";
+}
+
+/// A matrix [out,in] in a format other than native, in the order in which kernels read it: kernel/weights.hpp.
+class StoredWeight {
+ public:
+  StoredWeight() = default;
+  /// Zeros. Errors: sizes that are negative or that memory cannot hold.
+  StoredWeight(WeightFormat format, Index out, Index in) : format_(format), out_(out), in_(in) {
+    const auto checked = [&](Index rows, Index inputs) {
+      return detail::checked_size<float>("Linear", "weight [out,in]",
+                                         detail::as_shape(std::array<Index, 2>{rows, inputs}));
+    };
+    checked(out, in);  // then rounding up does not overflow
+    const Index elements = checked(detail::round_up(out, width), inputs());
+    values_.assign(static_cast<std::size_t>(elements * bits() / 8), std::byte{zero_byte()});
+    if (grouped()) scales_.assign(static_cast<std::size_t>(elements / group), Eigen::half(0));
+  }
+
+  [[nodiscard]] WeightFormat format() const { return format_; }
+  [[nodiscard]] Index out() const { return out_; }
+  [[nodiscard]] Index in() const { return in_; }
+  /// Inputs of a panel: whole groups, where there are groups.
+  [[nodiscard]] Index inputs() const { return grouped() ? detail::round_up(in_, group) : in_; }
+  [[nodiscard]] bool grouped() const { return format_ == WeightFormat::int8 || format_ == WeightFormat::int4; }
+  /// Bytes of the weight and its scales.
+  [[nodiscard]] Index bytes() const { return std::ssize(values_) + 2 * std::ssize(scales_); }
+  [[nodiscard]] kernel::WeightPart part() const {
+    return {.values = values_.data(), .scales = kernel::stored(scales_.data())};
+  }
+
+  /// What the format makes of an output's weights [in], for `set_row`, without storing it: the first weight that it cannot
+  /// hold, or `in`. Weights beyond half's largest number cannot be stored in half, infinite ones and NaN not in groups.
+  [[nodiscard]] static Index first_unstorable(WeightFormat format, const float* row, Index in) {
+    float largest = 0x1.FFFFFEp127F;
+    if (format == WeightFormat::bfloat16) largest = 0x1.FEFFFEp127F;
+    if (format == WeightFormat::half) largest = 65519.996F;
+    if (format == WeightFormat::int8) largest = 65504.F * 127;
+    if (format == WeightFormat::int4) largest = 65504.F * 8;
+    const bool keeps_special = format == WeightFormat::bfloat16 || format == WeightFormat::half;
+    for (Index i = 0; i < in; ++i) {
+      const bool special = !detail::is_finite(row[i]);
+      if (special ? !keeps_special : detail::magnitude_bits(row[i]) > detail::bits_of(largest)) return i;
+    }
+    return in;
+  }
+
+  /// Stores the weights [in] of an output, rounded to nearest.
+  void set_row(Index o, const float* row) {
+    if (!grouped()) {
+      for (Index i = 0; i < in_; ++i) {
+        if (format_ == WeightFormat::half)
+          put(o, i, Eigen::half(row[i]));
+        else
+          put(o, i, Eigen::bfloat16(row[i]));
+      }
+      return;
+    }
+    for (Index first = 0; first < in_; first += group) set_group(o, first, row + first, std::min(group, in_ - first));
+  }
+  /// Reads the weights [in] of an output.
+  void get_row(Index o, float* row) const {
+    for (Index i = 0; i < in_; ++i) {
+      if (format_ == WeightFormat::half)
+        row[i] = static_cast<float>(get<Eigen::half>(o, i));
+      else if (format_ == WeightFormat::bfloat16)
+        row[i] = static_cast<float>(get<Eigen::bfloat16>(o, i));
+      else
+        row[i] = static_cast<float>(number(o, i) - zero()) * static_cast<float>(scale(o, i));
+    }
+  }
+
+  /// Bytes of a block of GGUF's, which is a group: a scale, then the numbers.
+  [[nodiscard]] static constexpr Index block_bytes(WeightFormat format) {
+    return format == WeightFormat::int8 ? 2 + group : 2 + group / 2;
+  }
+  /// Takes over blocks of Q8_0 or Q4_0, [out][in / 32]; without loss.
+  void set_blocks(const std::byte* block) {
+    for (Index o = 0; o < out_; ++o)
+      for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
+        std::memcpy(static_cast<void*>(&scale(o, first)), block, 2);
+        const std::byte* const numbers = block + 2;
+        for (Index i = 0; i < group; ++i) {
+          // Q8_0 has a number with its sign, Q4_0 one from 0: the first half of a group in the lower halves of its bytes.
+          const auto eight = static_cast<std::int8_t>(numbers[format_ == WeightFormat::int8 ? i : 0]);
+          const int four = std::to_integer<int>(numbers[i % (group / 2)]) >> (i < group / 2 ? 0 : 4) & 15;
+          set_number(o, first + i, format_ == WeightFormat::int8 ? eight + zero() : four);
+        }
+      }
+  }
+
+ private:
+  static constexpr Index width = kernel::panel_width<float>, group = kernel::group_inputs;
+
+  [[nodiscard]] int bits() const {
+    if (format_ == WeightFormat::int4) return 4;
+    return format_ == WeightFormat::int8 ? 8 : 16;
+  }
+  /// The number that stands for 0.
+  [[nodiscard]] int zero() const { return format_ == WeightFormat::int8 ? kernel::Int8::zero : kernel::Int4::zero; }
+  [[nodiscard]] std::uint8_t zero_byte() const {
+    if (format_ == WeightFormat::int8) return kernel::Int8::zero;
+    return format_ == WeightFormat::int4 ? kernel::Int4::zero * 0x11 : 0;
+  }
+
+  /// Where in an unbroken order of panels, inputs, outputs a weight comes.
+  [[nodiscard]] std::size_t place(Index o, Index i) const {
+    return static_cast<std::size_t>((o / width * inputs() + i) * width + o % width);
+  }
+  template <class Element>
+  void put(Index o, Index i, Element x) {
+    std::memcpy(values_.data() + place(o, i) * sizeof x, static_cast<const void*>(&x), sizeof x);
+  }
+  template <class Element>
+  [[nodiscard]] Element get(Index o, Index i) const {
+    Element x;
+    std::memcpy(static_cast<void*>(&x), values_.data() + place(o, i) * sizeof x, sizeof x);
+    return x;
+  }
+  [[nodiscard]] Eigen::half& scale(Index o, Index i) { return scales_[scale_place(o, i)]; }
+  [[nodiscard]] const Eigen::half& scale(Index o, Index i) const { return scales_[scale_place(o, i)]; }
+  [[nodiscard]] std::size_t scale_place(Index o, Index i) const {
+    return static_cast<std::size_t>((o / width * (inputs() / group) + i / group) * width + o % width);
+  }
+  /// The byte with a number, and at which bit of it the number begins.
+  struct Where {
+    std::size_t byte;
+    int shift;
+  };
+  [[nodiscard]] Where where(Index o, Index i) const {
+    const Index word_inputs = 32 / bits(), word = (o / width * inputs() + i) / word_inputs * width + o % width;
+    const int bit = kernel::first_bit_of(static_cast<int>(i % word_inputs));
+    return {static_cast<std::size_t>(word * 4 + bit / 8), bit % 8};
+  }
+  [[nodiscard]] int number(Index o, Index i) const {
+    const auto [byte, shift] = where(o, i);
+    return std::to_integer<int>(values_[byte]) >> shift & ((1 << bits()) - 1);
+  }
+  void set_number(Index o, Index i, int number) {
+    const auto [byte, shift] = where(o, i);
+    const int others = std::to_integer<int>(values_[byte]) & ~(((1 << bits()) - 1) << shift);
+    values_[byte] = static_cast<std::byte>(others | number << shift);
+  }
+
+  /// Rounds a group. The scale maps its largest weight to 127, or, with 4 bits, to -8: they reach further down than up.
+  void set_group(Index o, Index first, const float* weights, Index n) {
+    const float extreme =
+        *std::max_element(weights, weights + n, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    const int least = format_ == WeightFormat::int8 ? -127 : -8, most = format_ == WeightFormat::int8 ? 127 : 7;
+    const Eigen::half rounded(format_ == WeightFormat::int8 ? std::abs(extreme) / 127 : extreme / -8);
+    scale(o, first) = rounded;
+    const auto step = static_cast<float>(rounded);
+    for (Index i = 0; i < n; ++i) {
+      const float steps = step == 0 ? 0 : weights[i] / step;
+      const auto nearest = static_cast<int>(std::lrint(std::clamp(steps, -1000.F, 1000.F)));
+      set_number(o, first + i, std::clamp(nearest, least, most) + zero());
+    }
+  }
+
+  WeightFormat format_ = WeightFormat::native;
+  Index out_ = 0, in_ = 0;
+  AlignedVector<std::byte> values_;
+  AlignedVector<Eigen::half> scales_;  // [panel][group][output], of formats that have them
+};
+
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn

@@ -1,0 +1,276 @@
+// Weights in formats of fewer bits, by the functions that read them and multiply by them.
+#include <attn/kernel/weights.hpp>
+#include <attn/stored_weight.hpp>
+
+#include "support.hpp"
+
+namespace {
+
+namespace kernel = attn::kernel;
+using attn::StoredWeight;
+using attn::WeightFormat;
+using attn_test::as_size;
+using attn_test::Fenced;
+using attn_test::Index;
+using attn_test::Isa;
+using attn_test::numbers_between;
+using attn_test::on_every_isa;
+using attn_test::same_bits;
+using kernel::InputGroup;
+using kernel::WeightProduct;
+
+constexpr Index width = kernel::panel_width<float>, group = kernel::group_inputs;
+
+template <class Format>
+constexpr WeightFormat format_of = WeightFormat::bfloat16;
+template <>
+constexpr WeightFormat format_of<kernel::Half> = WeightFormat::half;
+template <>
+constexpr WeightFormat format_of<kernel::Int8> = WeightFormat::int8;
+template <>
+constexpr WeightFormat format_of<kernel::Int4> = WeightFormat::int4;
+
+/// One panel of random weights.
+template <class Format>
+StoredWeight panel_of(Index in, unsigned seed) {
+  StoredWeight weight(format_of<Format>, width, in);
+  for (Index o = 0; o < width; ++o) {
+    const double size = std::pow(2.0, static_cast<double>(o % 7));
+    weight.set_row(o, numbers_between<float>(-size, size, in, seed + static_cast<unsigned>(o)).data());
+  }
+  return weight;
+}
+/// Its weights, [input][output].
+std::vector<float> weights_of(const StoredWeight& weight) {
+  std::vector<float> row(as_size(weight.in())), all(as_size(weight.inputs() * width));
+  for (Index o = 0; o < width; ++o) {
+    weight.get_row(o, row.data());
+    for (Index i = 0; i < weight.in(); ++i) all[as_size(i * width + o)] = row[as_size(i)];
+  }
+  return all;
+}
+
+template <class Format>
+class Weights : public testing::Test {};
+using Formats = testing::Types<kernel::Bfloat16, kernel::Half, kernel::Int8, kernel::Int4>;
+TYPED_TEST_SUITE(Weights, Formats);
+
+TYPED_TEST(Weights, AreLoadedAsTheyWereStored) {
+  on_every_isa([](Isa isa) {
+    for (const Index in : {1, 31, 32, 33, 100}) {
+      const StoredWeight weight = panel_of<TypeParam>(in, 1);
+      const auto expected = weights_of(weight);
+      Fenced<float> got(weight.inputs(), width, width);
+      kernel::weight_reader_of<TypeParam>(isa).load(got.data(), weight.part(), weight.inputs());
+      for (Index i = 0; i < std::ssize(expected); ++i)
+        ASSERT_EQ(got.data()[i], expected[as_size(i)]) << in << ", " << i;
+      ASSERT_TRUE(got.intact());
+    }
+  });
+}
+
+/// A tile that converts weights itself gives the bits that one over a copy of them gives.
+TYPED_TEST(Weights, AreMultipliedAsTheirCopyIs) {
+  on_every_isa([](Isa isa) {
+    const auto& arithmetic = kernel::arithmetic_of<float>(isa);
+    for (const Index rows : {1, 2, 4, 5, 8})
+      for (const bool one_row : {false, true}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, before: " << (one_row ? "one row" : "rows"));
+        constexpr Index in = 96, x_row = in + 5, c_row = width + 3;
+        const StoredWeight weight = panel_of<TypeParam>(in, 2);
+        const auto copy = weights_of(weight);
+        const auto x = numbers_between<float>(-1, 1, rows * x_row, 3),
+                   before = numbers_between<float>(-9, 9, rows * c_row, 4);
+        Fenced<float> got(rows, width, c_row), expected(rows, width, c_row);
+        kernel::weight_reader_of<TypeParam>(isa).multiply(WeightProduct<float>{.x = x.data(),
+                                                                               .x_row = x_row,
+                                                                               .rows = rows,
+                                                                               .inputs = in,
+                                                                               .weights = weight.part(),
+                                                                               .c = got.data(),
+                                                                               .c_row = c_row,
+                                                                               .before = before.data(),
+                                                                               .before_row = one_row ? 0 : c_row});
+        kernel::Product<float> product{.a = x.data(),
+                                       .a_row = x_row,
+                                       .b = copy.data(),
+                                       .b_row = width,
+                                       .depth = in,
+                                       .c = expected.data(),
+                                       .c_row = c_row,
+                                       .before = before.data(),
+                                       .before_row = one_row ? 0 : c_row,
+                                       .factor = kernel::ones<float>.value};
+        const Index step = arithmetic.panel_columns();
+        for (Index column = 0; column < width; column += step) {
+          kernel::multiply(arithmetic, product, rows, step, {});
+          product.b += step, product.c += step, product.before += step;
+        }
+        for (Index r = 0; r < rows; ++r)
+          for (Index o = 0; o < width; ++o) ASSERT_TRUE(same_bits(got(r, o), expected(r, o))) << r << ", " << o;
+        ASSERT_TRUE(got.intact());
+      }
+  });
+}
+
+// ---- Inputs in 8 bits -------------------------------------------------------------------------------------------------
+
+std::vector<InputGroup> rounded(Isa isa, const std::vector<float>& x) {
+  std::vector<InputGroup> groups(as_size(attn::detail::ceil_div(std::ssize(x), group)));
+  kernel::weight_reader_of<kernel::Int8>(isa).round_inputs(groups.data(), x.data(), std::ssize(x));
+  return groups;
+}
+
+TEST(RoundedInputs, AreTheNearestMultiplesOfTheScale) {
+  on_every_isa([](Isa isa) {
+    for (const Index n : {1, 5, 31, 32, 33, 100})
+      for (const double size : {1e-20, 1.0, 3e20}) {
+        const auto x = numbers_between<float>(-size, size, n, 5);
+        const auto groups = rounded(isa, x);
+        for (Index i = 0; i < n; ++i) {
+          const InputGroup& in = groups[as_size(i / group)];
+          const double scale = double{in.scale}, number = in.number[i % group];
+          ASSERT_LE(std::abs(double{x[as_size(i)]} - number * scale), 0.5001 * scale) << "input " << i;
+          ASSERT_LE(std::abs(number), 127);
+        }
+      }
+  });
+}
+
+TEST(RoundedInputs, UseAllNumbersOfTheirRange) {
+  on_every_isa([](Isa isa) {
+    const auto groups = rounded(isa, {127, -127, 64, 0.4F, -0.6F});
+    EXPECT_EQ(groups[0].scale, 1);
+    const int expected[] = {127, -127, 64, 0, -1, 0};
+    for (std::size_t i = 0; i < 6; ++i) EXPECT_EQ(groups[0].number[i], expected[i]) << i;
+    EXPECT_EQ(groups[0].sum, 63);
+  });
+}
+
+TEST(RoundedInputs, GoToTheEvenNumberFromHalfway) {
+  on_every_isa([](Isa isa) {
+    const auto groups = rounded(isa, {127, 0.5F, 1.5F, 2.5F, -0.5F, -1.5F});
+    const int expected[] = {127, 0, 2, 2, 0, -2};
+    for (std::size_t i = 0; i < 6; ++i) EXPECT_EQ(groups[0].number[i], expected[i]) << i;
+  });
+}
+
+TEST(RoundedInputs, OfAGroupOfZerosAreZeros) {
+  on_every_isa([](Isa isa) {
+    for (const float zero : {0.F, -0.F, 1e-38F}) {
+      const auto groups = rounded(isa, std::vector<float>(40, zero));
+      for (const InputGroup& in : groups) {
+        EXPECT_EQ(in.scale, 0);
+        EXPECT_EQ(in.sum, 0);
+        for (const std::int8_t number : in.number) EXPECT_EQ(number, 0);
+      }
+    }
+  });
+}
+
+TEST(RoundedInputs, MakeTheirGroupNanWhereOneIsNotFinite) {
+  on_every_isa([](Isa isa) {
+    for (const float special : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                                std::numeric_limits<float>::quiet_NaN()}) {
+      std::vector<float> x(70, 1.F);
+      x[35] = special;
+      const auto groups = rounded(isa, x);
+      EXPECT_EQ(groups[0].number[0], 127);
+      EXPECT_TRUE(std::isnan(groups[1].scale));
+      EXPECT_EQ(groups[1].sum, 0);
+      EXPECT_EQ(groups[2].number[5], 127);
+    }
+  });
+}
+
+TEST(RoundedInputs, AreTheSameOnEveryInstructionSet) {
+  const auto x = numbers_between<float>(-3, 3, 1000, 6);
+  const auto expected = rounded(Isa::baseline, x);
+  on_every_isa([&](Isa isa) {
+    const auto got = rounded(isa, x);
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_TRUE(same_bits(got[i], expected[i])) << "group " << i;
+  });
+}
+
+// ---- Dot products of bytes --------------------------------------------------------------------------------------------
+
+template <class Format>
+class ByteDots : public testing::Test {};
+using Groups = testing::Types<kernel::Int8, kernel::Int4>;
+TYPED_TEST_SUITE(ByteDots, Groups);
+
+/// The bits of a plain loop: whole numbers of a group, summed up exactly, times both scales, group by group.
+TYPED_TEST(ByteDots, AreExactWithinAGroup) {
+  on_every_isa([](Isa isa) {
+    if (!attn::detail::cpu_has_byte_dots(isa)) return;
+    for (const Index rows : {1, 2, 3, 4, 5, 9}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows");
+      constexpr Index in = 160, groups = in / group, c_row = width + 1;
+      const StoredWeight weight = panel_of<TypeParam>(in, 7);
+      const auto plain = weights_of(weight);
+      const auto before = numbers_between<float>(-9, 9, rows * c_row, 8);
+      std::vector<InputGroup> x;
+      for (Index r = 0; r < rows; ++r) {
+        const auto row = rounded(isa, numbers_between<float>(-2, 2, in, 9 + static_cast<unsigned>(r)));
+        x.insert(x.end(), row.begin(), row.end());
+      }
+      Fenced<float> got(rows, width, c_row);
+      kernel::weight_reader_of<TypeParam>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
+                                                                                         .x_row = groups,
+                                                                                         .rows = rows,
+                                                                                         .inputs = groups,
+                                                                                         .weights = weight.part(),
+                                                                                         .c = got.data(),
+                                                                                         .c_row = c_row,
+                                                                                         .before = before.data(),
+                                                                                         .before_row = c_row});
+      for (Index r = 0; r < rows; ++r)
+        for (Index o = 0; o < width; ++o) {
+          float sum = 0;
+          for (Index g = 0; g < groups; ++g) {
+            const InputGroup& inputs = x[as_size(r * groups + g)];
+            double exact = 0;  // times the weights' scale: the product of whole numbers and a half is exact in double
+            for (Index i = 0; i < group; ++i)
+              exact += inputs.number[i] * double{plain[as_size((g * group + i) * width + o)]};
+            sum = std::fma(static_cast<float>(exact), inputs.scale, sum);
+          }
+          ASSERT_EQ(got(r, o), before[as_size(r * c_row + o)] + sum) << r << ", " << o;
+        }
+      ASSERT_TRUE(got.intact());
+    }
+  });
+}
+
+/// Numbers at the ends of their ranges: sums of pairs in 16 bits would saturate.
+TEST(ByteDotsOfInt8, DoNotSaturate) {
+  on_every_isa([](Isa isa) {
+    if (!attn::detail::cpu_has_byte_dots(isa)) return;
+    for (const float sign : {1.F, -1.F}) {
+      StoredWeight weight(WeightFormat::int8, width, group);
+      for (Index o = 0; o < width; ++o) weight.set_row(o, std::vector<float>(as_size(group), 127.F).data());
+      const auto x = rounded(isa, std::vector<float>(as_size(group), sign * 127));
+      std::vector<float> zeros(as_size(width)), c(zeros);
+      kernel::weight_reader_of<kernel::Int8>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
+                                                                                            .x_row = 1,
+                                                                                            .rows = 1,
+                                                                                            .inputs = 1,
+                                                                                            .weights = weight.part(),
+                                                                                            .c = c.data(),
+                                                                                            .c_row = width,
+                                                                                            .before = zeros.data(),
+                                                                                            .before_row = 0});
+      for (const float sum : c) EXPECT_EQ(sum, sign * 127 * 127 * 32);
+    }
+  });
+}
+
+TEST(ByteDots, AreUsedUnlessTurnedOff) {
+  on_every_isa([](Isa isa) {
+    attn::set_byte_dots(false);
+    EXPECT_FALSE(attn::byte_dots(isa));
+    attn::set_byte_dots(true);
+    EXPECT_EQ(attn::byte_dots(isa), attn::detail::cpu_has_byte_dots(isa));
+  });
+}
+
+}  // namespace

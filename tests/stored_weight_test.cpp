@@ -1,0 +1,148 @@
+// How weights are rounded to fewer bits, and how blocks of GGUF's are taken over.
+#include <attn/stored_weight.hpp>
+
+#include "support.hpp"
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+namespace {
+
+using attn::Index;
+using attn::StoredWeight;
+using attn::WeightFormat;
+
+std::vector<float> normal_numbers(Index n, unsigned seed, float size = 1) {
+  std::mt19937 words(seed);
+  std::normal_distribution<float> normal(0, size);
+  std::vector<float> x(static_cast<std::size_t>(n));
+  for (float& value : x) value = normal(words);
+  return x;
+}
+std::vector<float> stored_and_read(WeightFormat format, const std::vector<float>& row) {
+  const auto in = static_cast<Index>(row.size());
+  StoredWeight weight(format, 1, in);
+  weight.set_row(0, row.data());
+  std::vector<float> got(row.size());
+  weight.get_row(0, got.data());
+  return got;
+}
+
+TEST(StoredWeight, RoundsToTheNearestNumberOfItsFormat) {
+  const struct {
+    WeightFormat format;
+    double bar;  // of the largest weight of a group, or of each weight
+  } cases[] = {{WeightFormat::bfloat16, 0x1p-8},
+               {WeightFormat::half, 0x1p-11},
+               {WeightFormat::int8, 0.5 / 127 * 1.001},
+               {WeightFormat::int4, 0.5 / 8 * 1.001}};
+  for (const auto& [format, bar] : cases)
+    for (const Index in : {1, 31, 32, 33, 200}) {
+      const auto row = normal_numbers(in, 1, 0.02F), got = stored_and_read(format, row);
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        double largest = std::abs(double{row[i]});
+        const bool grouped = format == WeightFormat::int8 || format == WeightFormat::int4;
+        for (std::size_t j = i / 32 * 32; grouped && j < std::min(row.size(), i / 32 * 32 + 32); ++j)
+          largest = std::max(largest, std::abs(double{row[j]}));
+        // With 4 bits, what lies near the largest weight but has the other sign is cut off at 7 steps of 8.
+        const bool cut = format == WeightFormat::int4 && std::abs(double{row[i]}) > 7.4 / 8 * largest;
+        ASSERT_LE(std::abs(double{got[i]} - double{row[i]}), (cut ? 1.0 / 8 * 1.001 : bar) * largest)
+            << weight_format_name(format) << ", " << i << " of " << in;
+      }
+    }
+}
+
+TEST(StoredWeight, KeepsWholeNumbersOfStepsExactly) {
+  std::vector<float> eight, four;
+  for (int i = 0; i < 32; ++i) eight.push_back(static_cast<float>(i == 0 ? 127 : i * 8 - 127) / 64);
+  for (int i = 0; i < 32; ++i) four.push_back(static_cast<float>(i % 16 - 8) / 4);
+  EXPECT_EQ(stored_and_read(WeightFormat::int8, eight), eight);
+  EXPECT_EQ(stored_and_read(WeightFormat::int4, four), four);
+}
+
+TEST(StoredWeight, KeepsZeros) {
+  const std::vector<float> zeros(40, 0.F);
+  for (const auto format : {WeightFormat::bfloat16, WeightFormat::half, WeightFormat::int8, WeightFormat::int4})
+    EXPECT_EQ(stored_and_read(format, zeros), zeros);
+}
+
+TEST(StoredWeight, SetsOneRowWithoutTouchingOthers) {
+  for (const auto format : {WeightFormat::bfloat16, WeightFormat::half, WeightFormat::int8, WeightFormat::int4}) {
+    constexpr Index out = 101, in = 70;
+    StoredWeight weight(format, out, in);
+    std::vector<std::vector<float>> rows;
+    for (Index o = 0; o < out; ++o) rows.push_back(normal_numbers(in, static_cast<unsigned>(o)));
+    for (Index o = out; o-- > 0;) weight.set_row(o, rows[static_cast<std::size_t>(o)].data());
+    std::vector<float> got(static_cast<std::size_t>(in));
+    for (Index o = 0; o < out; ++o) {
+      weight.get_row(o, got.data());
+      ASSERT_EQ(got, stored_and_read(format, rows[static_cast<std::size_t>(o)])) << "row " << o;
+    }
+  }
+}
+
+TEST(StoredWeight, TakesFewerBytes) {
+  constexpr Index out = 96, in = 64, n = out * in;
+  EXPECT_EQ(StoredWeight(WeightFormat::half, out, in).bytes(), n * 2);
+  EXPECT_EQ(StoredWeight(WeightFormat::int8, out, in).bytes(), n + n / 32 * 2);
+  EXPECT_EQ(StoredWeight(WeightFormat::int4, out, in).bytes(), n / 2 + n / 32 * 2);
+}
+
+TEST(StoredWeight, NamesWhatItCannotHold) {
+  constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const auto first = [](WeightFormat format, float number) {
+    const float row[] = {1, number, 1};
+    return StoredWeight::first_unstorable(format, row, 3);
+  };
+  for (const auto format : {WeightFormat::int8, WeightFormat::int4}) {
+    EXPECT_EQ(first(format, infinity), 1);
+    EXPECT_EQ(first(format, nan), 1);
+    EXPECT_EQ(first(format, 1e9F), 1);  // its scale would be infinite in half precision
+    EXPECT_EQ(first(format, -6e4F), 3);
+  }
+  EXPECT_EQ(first(WeightFormat::half, 65504), 3);
+  EXPECT_EQ(first(WeightFormat::half, 65520), 1);
+  EXPECT_EQ(first(WeightFormat::half, infinity), 3);
+  EXPECT_EQ(first(WeightFormat::bfloat16, 3.3e38F), 3);
+  EXPECT_EQ(first(WeightFormat::bfloat16, 3.4e38F), 1);
+  EXPECT_EQ(first(WeightFormat::bfloat16, nan), 3);
+}
+
+/// Blocks written from the definition of the formats, of every number that they can hold.
+TEST(StoredWeight, TakesOverBlocksOfGguf) {
+  constexpr Index out = 50, in = 64;
+  std::mt19937 words(3);
+  for (const auto format : {WeightFormat::int8, WeightFormat::int4}) {
+    std::vector<std::byte> blocks;
+    std::vector<float> expected(out * in);
+    for (std::size_t block = 0; block < out * in / 32; ++block) {
+      const Eigen::half scale(static_cast<float>(static_cast<int>(words() % 2001) - 1000) / 512);
+      std::byte bits[2];
+      std::memcpy(bits, static_cast<const void*>(&scale), 2);
+      blocks.insert(blocks.end(), {bits[0], bits[1]});
+      for (std::size_t j = 0; j < (format == WeightFormat::int8 ? 32U : 16U); ++j) {
+        const unsigned byte = words() % 256U;
+        blocks.push_back(static_cast<std::byte>(byte));
+        if (format == WeightFormat::int8) {
+          expected[block * 32 + j] = static_cast<float>(scale) * static_cast<float>(static_cast<std::int8_t>(byte));
+        } else {
+          expected[block * 32 + j] = static_cast<float>(scale) * static_cast<float>(static_cast<int>(byte % 16) - 8);
+          expected[block * 32 + j + 16] =
+              static_cast<float>(scale) * static_cast<float>(static_cast<int>(byte / 16) - 8);
+        }
+      }
+    }
+    StoredWeight weight(format, out, in);
+    weight.set_blocks(blocks.data());
+    std::vector<float> row(in);
+    for (Index o = 0; o < out; ++o) {
+      weight.get_row(o, row.data());
+      for (Index i = 0; i < in; ++i)
+        ASSERT_EQ(row[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(o * in + i)]) << o << ", " << i;
+    }
+  }
+}
+
+}  // namespace
