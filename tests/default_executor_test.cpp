@@ -4,6 +4,7 @@
 #include "executor_support.hpp"
 
 #if defined(ATTN_TEST_CAN_FORK)
+#include <sys/mman.h>
 #include <sys/resource.h>
 #endif
 
@@ -50,14 +51,20 @@ constexpr bool can_limit_memory = true;
 constexpr bool can_limit_memory = true;
 #endif
 
-/// Leaves 100 MB of addresses to this process: enough for a dozen stacks of threads.
+/// Leaves 100 MB of addresses to this process: enough for a dozen stacks of threads. Returns whether the limit holds, which
+/// emulators do not enforce.
 bool limit_memory() {
   std::ifstream statm("/proc/self/statm");
   rlim_t pages = 0;
   if (!can_limit_memory || !(statm >> pages)) return false;
   const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + 100'000'000;
   const rlimit limit{bytes, bytes};
-  return setrlimit(RLIMIT_AS, &limit) == 0;
+  if (setrlimit(RLIMIT_AS, &limit) != 0) return false;
+  constexpr std::size_t too_much = 200'000'000;
+  void* const memory = mmap(nullptr, too_much, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return true;
+  munmap(memory, too_much);
+  return false;
 }
 
 /// How many of 200 threads executor() has in a process where the system refuses most, once all lanes have run on it.
