@@ -69,6 +69,42 @@ BENCHMARK(decode)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
+/// The same over caches in a format, 512 MB of them, beside as many bytes of caches in float: `of_float` is float's time by
+/// theirs.
+void decode_format(benchmark::State& state) {
+  const auto format = static_cast<attn::CacheFormat>(state.range(0));
+  const Index H = state.range(1), G = state.range(2), D = state.range(3), T = state.range(4);
+  state.SetLabel(std::string(attn::cache_format_name(format)));
+  const auto q = random<4>({1, H, 1, D}, 1);
+  const auto k = random<4>({1, G, T, D}, 2), v = random<4>({1, G, T, D}, 3);
+  attn::KvCache<float> in_float(1, G, T, D), in_format(1, G, T, D, D, format, format);
+  in_float.append(View4(k), View4(v));
+  in_format.append(View4(k), View4(v));
+  constexpr Index bits[] = {32, 16, 16, 8};
+  const Index count = (Index{1} << 26) / (G * T * D);
+  const std::vector<attn::KvCache<float>> floats(static_cast<std::size_t>(count), in_float);
+  const std::vector<attn::KvCache<float>> caches(static_cast<std::size_t>(count * 32 / bits[state.range(0)]),
+                                                 in_format);
+  Tensor<float, 4> y(1, H, 1, D);
+  const auto round = [&](const std::vector<attn::KvCache<float>>& all) {
+    return seconds([&] {
+             for (const auto& cache : all) attn::scaled_dot_product_attention_into(y, q, cache);
+           }) /
+           static_cast<double>(all.size());
+  };
+  attn::scaled_dot_product_attention_into(y, q, in_format);
+  const auto keys = in_format.read_keys(), values = in_format.read_values();
+  if (!check_attention(q, keys, values, attn::NoMask{}, attn::NoScore{}, y)) return reject(state);
+  time_runs(state, {}, [&] { attn::scaled_dot_product_attention_into(y, q, caches.front()); });
+  compare_in_pairs(
+      state, "of_float", [&] { return round(floats); }, [&] { return round(caches); });
+}
+BENCHMARK(decode_format)
+    ->ArgNames({"format", "H", "G", "D", "T"})
+    ->ArgsProduct({{1, 2, 3}, {32}, {8}, {128}, {4096}})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+
 }  // namespace
 }  // namespace attn_bench
 

@@ -147,16 +147,9 @@ void linear_format(benchmark::State& state) {
   const auto x = random<2>({rows, K}, 1);
   auto y = layer.forward(x);
   if (!check_format(in_format, x, in_format.forward(x))) return reject(state);
-  round(in_float, x, y), round(layers, x, y);
-  std::vector<double> ratios;
-  for (int pair = 0; pair < 9; ++pair) {
-    const double of_float = round(in_float, x, y);
-    ratios.push_back(of_float / round(layers, x, y));
-  }
   time_runs(state, {}, [&] { layers.front().forward_into(y, x); });
-  state.counters["of_float"] = median(ratios);
-  state.counters["least"] = *std::ranges::min_element(ratios);
-  state.counters["largest"] = *std::ranges::max_element(ratios);
+  compare_in_pairs(
+      state, "of_float", [&] { return round(in_float, x, y); }, [&] { return round(layers, x, y); });
 }
 BENCHMARK(linear_format)
     ->ArgNames({"format", "rows", "N", "K"})

@@ -120,6 +120,21 @@ double share_of(double amount, const Run& run, const Limit& limit) {
   return median(shares);
 }
 
+/// How much less time one way takes than another: the median over alternating pairs of their times, with the least and the
+/// largest ratio. Both give the time of one run, in the mean over a burst.
+template <class Reference, class Run>
+void compare_in_pairs(benchmark::State& state, const char* name, const Reference& reference, const Run& run) {
+  reference(), run();
+  std::vector<double> ratios;
+  for (int pair = 0; pair < 9; ++pair) {
+    const double time = reference();
+    ratios.push_back(time / run());
+  }
+  state.counters[name] = median(ratios);
+  state.counters["least"] = *std::ranges::min_element(ratios);
+  state.counters["largest"] = *std::ranges::max_element(ratios);
+}
+
 /// The timed loop. Counters: GFLOP/s and the share of what the units can do; GB/s and the share of the read bandwidth.
 template <class Run>
 void time_runs(benchmark::State& state, Work work, const Run& run) {

@@ -12,12 +12,14 @@
 #include "kernel/attention_decode.hpp"
 #include "kernel/attention_forward.hpp"
 #include "kernel/isa/targets.hpp"
+#include "kv_cache.hpp"
 #include "mask.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
 #include "philox.hpp"
 #include "score.hpp"
+#include "stored_heads.hpp"
 #include "tensor.hpp"
 #include "tensor_argument.hpp"
 
@@ -165,10 +167,12 @@ template <class T>
 }
 
 /// The problem as kernels are told it.
-template <Scalar X, Scalar KV>
-[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>, kernel::Stored<KV>> attention_problem(
-    const AttentionSizes& n, View<const X, 4> q, View<const KV, 4> k, View<const KV, 4> v,
-    const AttentionOptions& options, const AttentionOutputs<X>& out) {
+template <Scalar X>
+[[nodiscard]] kernel::AttentionProblem<kernel::Stored<X>> attention_problem(const AttentionSizes& n, View<const X, 4> q,
+                                                                            const kernel::StoredRows& k,
+                                                                            const kernel::StoredRows& v,
+                                                                            const AttentionOptions& options,
+                                                                            const AttentionOutputs<X>& out) {
   return {.B = n.B,
           .H = n.H,
           .G = n.G,
@@ -177,8 +181,8 @@ template <Scalar X, Scalar KV>
           .D = n.D,
           .Dv = n.Dv,
           .q = heads_of(q),
-          .k = heads_of(k),
-          .v = heads_of(v),
+          .k = k,
+          .v = v,
           .y = heads_of(out.output),
           .log_sum_exp = out.log_sum_exp.data(),
           .weights = kernel::stored(out.weights.data()),
@@ -188,13 +192,13 @@ template <Scalar X, Scalar KV>
 }
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
-template <class Q, class KV>
-void run_attention(const kernel::AttentionProblem<Q, KV>& problem, const kernel::AttentionKernels<Q, KV>& kernels,
+template <class Q>
+void run_attention(const kernel::AttentionProblem<Q>& problem, const kernel::AttentionKernels<Q>& kernels,
                    const kernel::Rules<kernel::AccumulatorOf<Q>>& rules) {
-  if (!kernel::DecodeTasks<Q, KV>::fit(problem))
-    return run_tasks(kernel::AttentionTasks<Q, KV>(problem, rules, kernels, current_executor().concurrency()));
+  if (!kernel::DecodeTasks<Q>::fit(problem))
+    return run_tasks(kernel::AttentionTasks<Q>(problem, rules, kernels, current_executor().concurrency()));
   using A = kernel::AccumulatorOf<Q>;
-  kernel::DecodeTasks<Q, KV> tasks(problem, rules, kernels);
+  kernel::DecodeTasks<Q> tasks(problem, rules, kernels);
   const Workspace::Frame frame;
   tasks.set_partials(frame.take<A>(
       checked_size<A>("scaled_dot_product_attention", "scratch memory for partial sums", as_shape(tasks.partials()))));
@@ -216,15 +220,16 @@ concept OutputArgument = explain_output<std::remove_cvref_t<X>, T>();
 
 /// Attention whose arguments have been checked, under a mask and a score function bound to an instruction set.
 template <Scalar X>
-void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<const X, 4> q, View<const X, 4> k,
-                 View<const X, 4> v, Isa isa, const kernel::Rules<Accumulator<X>>& rules,
-                 const AttentionOptions& options) {
-  using Stored = kernel::Stored<X>;
+void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<const X, 4> q,
+                 const StoredHeads<Accumulator<X>>& k, const StoredHeads<Accumulator<X>>& v, Isa isa,
+                 const kernel::Rules<Accumulator<X>>& rules, const AttentionOptions& options) {
   if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
-  run_attention(attention_problem(n, q, k, v, options, out),
+  run_attention(attention_problem(n, q, k.rows, v.rows, options, out),
                 {.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
-                 .queries = kernel::codec_of<Stored>(isa),
-                 .keys = kernel::codec_of<Stored>(isa)},
+                 .queries = kernel::codec_of<kernel::Stored<X>>(isa),
+                 .keys = *k.format,
+                 .values = *v.format,
+                 .ahead = decode_prefetch()},
                 rules);
 }
 
@@ -233,7 +238,61 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
                const M& mask, const F& score, const AttentionOptions& options) {
   const AttentionSizes n = check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   const Isa isa = active_isa();
-  run_checked(n, out, q, k, v, isa, kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
+  run_checked(n, out, q, stored_heads(k, isa), stored_heads(v, isa), isa,
+              kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
+}
+
+/// Attention over the tokens of a cache. Where options do not say where queries stand, they are the last tokens.
+template <Scalar X, class M, class F>
+void attention(const AttentionOutputs<X>& out, View<const X, 4> q, const KvCache<X>& cache, const M& mask,
+               const F& score, AttentionOptions options) {
+  constexpr auto fn = "scaled_dot_product_attention";
+  const std::array<Index, 4> shape{cache.batch(), cache.key_value_heads(), cache.max_length(), cache.head_size()};
+  const View<const X, 4> keys(nullptr, shape), values(nullptr, {shape[0], shape[1], shape[2], cache.value_size()});
+  require_shape(fn, "q [B,H,S,D], for a cache of B sequences", q,
+                {cache.batch(), q.dimension(1), q.dimension(2), cache.head_size()});
+  const Workspace::Frame frame;
+  const std::span start(frame.take<Index>(cache.batch()), static_cast<std::size_t>(cache.batch()));
+  for (std::size_t b = 0; b < start.size(); ++b) start[b] = cache.lengths()[b] - q.dimension(2);
+  if (options.query_start.empty()) options.query_start = start;
+  const auto joined = mask & Padding(cache.lengths());
+  const AttentionSizes n = check_attention(fn, q, keys, values, joined, score, options, out);
+  const Isa isa = active_isa();
+  run_checked(n, out, q, cache.stored_keys(isa), cache.stored_values(isa), isa,
+              kernel::rules_of<Accumulator<X>>(isa, joined, score), options);
+}
+
+/// What an attention is asked to write, as outputs; empty ones of an argument that was refused.
+template <Scalar T, class Out>
+AttentionOutputs<T> outputs_of(Out& out, const std::array<Index, 4>& shape) {
+  if constexpr (std::same_as<std::remove_cv_t<Out>, AttentionOutputs<T>>) {
+    return out;
+  } else if constexpr (std::constructible_from<View<T, 4>, Out&>) {
+    AttentionOutputs<T> outputs;
+    outputs.output = View<T, 4>(out);
+    require_shape("scaled_dot_product_attention", "output [B,H,S,Dv]", outputs.output, shape);
+    return outputs;
+  }
+  return {};
+}
+
+/// What a result needs memory for, and that memory as outputs.
+template <Scalar T>
+AttentionOutputs<T> make_outputs(AttentionResult<T>& result, const std::array<Index, 4>& output, Index keys,
+                                 const AttentionOptions& options) {
+  result.output = make_tensor<T, 4>(output);
+  AttentionOutputs<T> out;
+  out.output = View<T, 4>(result.output);
+  const auto& [B, H, S, Dv] = output;
+  if (options.log_sum_exp) {
+    result.log_sum_exp = make_tensor<Accumulator<T>, 3>({B, H, S});
+    out.log_sum_exp = View<Accumulator<T>, 3>(result.log_sum_exp);
+  }
+  if (options.weights) {
+    result.weights = make_tensor<T, 4>({B, H, S, keys});
+    out.weights = View<T, 4>(result.weights);
+  }
+  return out;
 }
 
 }  // namespace attn::detail
@@ -254,17 +313,24 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const K& k, const 
   using T = detail::ScalarOf<Q>;
   const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
                          values = detail::view_of_argument<T, 4>(v);
-  AttentionOutputs<T> outputs;
-  if constexpr (std::same_as<std::remove_cvref_t<Out>, AttentionOutputs<T>>) {
-    outputs = out;
-  } else if constexpr (std::constructible_from<View<T, 4>, Out&>) {
-    outputs.output = View<T, 4>(out);
-    detail::require_shape("scaled_dot_product_attention", "output [B,H,S,Dv]", outputs.output,
-                          {queries.dimension(0), queries.dimension(1), queries.dimension(2), values.dimension(3)});
-  }
+  const auto outputs = detail::outputs_of<T>(
+      out, {queries.dimension(0), queries.dimension(1), queries.dimension(2), values.dimension(3)});
   const auto typed_mask = as_mask(mask);
   const auto& typed_score = detail::as_score<Accumulator<T>>(score);
   detail::attention<T>(outputs, queries, keys, values, typed_mask, typed_score, options);
+}
+
+/// The same over the keys and values of a cache: see scaled_dot_product_attention below.
+template <Scalar T, detail::TensorArgument<4, T> Q, MaskArgument M = NoMask, ScoreArgument<Accumulator<T>> F = NoScore,
+          detail::OutputArgument<T> Out>
+void scaled_dot_product_attention_into(Out&& out, const Q& q, const KvCache<T>& cache, const M& mask = {},
+                                       const F& score = {}, const AttentionOptions& options = {}) {
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q);
+  const auto outputs = detail::outputs_of<T>(
+      out, {queries.dimension(0), queries.dimension(1), queries.dimension(2), cache.value_size()});
+  const auto typed_mask = as_mask(mask);
+  const auto& typed_score = detail::as_score<Accumulator<T>>(score);
+  detail::attention<T>(outputs, queries, cache, typed_mask, typed_score, options);
 }
 
 /// softmax(score(q kT * scale) + mask) v, each head by itself, never holding the S x T scores in memory.
@@ -289,19 +355,28 @@ template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarO
   using T = detail::ScalarOf<Q>;
   const View<const T, 4> queries = detail::view_of_argument<T, 4>(q), keys = detail::view_of_argument<T, 4>(k),
                          values = detail::view_of_argument<T, 4>(v);
-  const Index B = queries.dimension(0), H = queries.dimension(1), S = queries.dimension(2);
-  AttentionResult<T> result{detail::make_tensor<T, 4>({B, H, S, values.dimension(3)}), {}, {}};
-  AttentionOutputs<T> out;
-  out.output = View<T, 4>(result.output);
-  if (options.log_sum_exp) {
-    result.log_sum_exp = detail::make_tensor<Accumulator<T>, 3>({B, H, S});
-    out.log_sum_exp = View<Accumulator<T>, 3>(result.log_sum_exp);
-  }
-  if (options.weights) {
-    result.weights = detail::make_tensor<T, 4>({B, H, S, keys.dimension(2)});
-    out.weights = View<T, 4>(result.weights);
-  }
+  AttentionResult<T> result;
+  const AttentionOutputs<T> out = detail::make_outputs(
+      result, {queries.dimension(0), queries.dimension(1), queries.dimension(2), values.dimension(3)},
+      keys.dimension(2), options);
   scaled_dot_product_attention_into(out, queries, keys, values, mask, score, options);
+  return result;
+}
+
+/// The same over the keys and values of a cache, in whatever format they are stored; each sequence as long as it is.
+/// Shapes: q [B,H,S,D] -> output [B,H,S,Dv]. Conventions: queries are the last S tokens of their sequence, unless
+/// options.query_start says where they stand.
+/// Errors: as above; a cache of another batch or head size.
+template <Scalar T, detail::TensorArgument<4, T> Q, MaskArgument M = NoMask, ScoreArgument<Accumulator<T>> F = NoScore>
+[[nodiscard]] AttentionResult<T> scaled_dot_product_attention(const Q& q, const KvCache<T>& cache, const M& mask = {},
+                                                              const F& score = {},
+                                                              const AttentionOptions& options = {}) {
+  const View<const T, 4> queries = detail::view_of_argument<T, 4>(q);
+  AttentionResult<T> result;
+  const AttentionOutputs<T> out = detail::make_outputs(
+      result, {queries.dimension(0), queries.dimension(1), queries.dimension(2), cache.value_size()},
+      cache.max_length(), options);
+  scaled_dot_product_attention_into(out, queries, cache, mask, score, options);
   return result;
 }
 

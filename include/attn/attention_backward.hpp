@@ -116,12 +116,12 @@ void set_to_zero(const View<T, 4>& x) {
 }
 
 /// One pass, or two where partial sums of the gradient of q would take too much memory.
-template <class Q, class KV>
-void run_attention_backward(const kernel::AttentionBackwardProblem<Q, KV>& problem,
-                            const kernel::AttentionBackwardKernels<Q, KV>& kernels,
+template <class Q>
+void run_attention_backward(const kernel::AttentionBackwardProblem<Q>& problem,
+                            const kernel::AttentionBackwardKernels<Q>& kernels,
                             const kernel::GradientRules<kernel::AccumulatorOf<Q>>& rules) {
   using A = kernel::AccumulatorOf<Q>;
-  using Tasks = kernel::AttentionBackwardTasks<Q, KV>;
+  using Tasks = kernel::AttentionBackwardTasks<Q>;
   const bool keys = problem.grad_k.data != nullptr || problem.grad_v.data != nullptr;
   const bool queries = problem.grad_q.data != nullptr;
   if (!keys || !queries || !Tasks::fits_one_pass(problem.forward)) {
@@ -150,8 +150,9 @@ void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutput
     for (const View<Accumulator<T>, 4>& x : {out.mask, out.score_bias}) set_to_zero(x);
     return;
   }
-  const kernel::AttentionBackwardProblem<Stored, Stored> problem{
-      .forward = attention_problem(n, q, k, v, options, AttentionOutputs<T>{}),
+  const StoredHeads<Accumulator<T>> keys = stored_heads(k, isa), values = stored_heads(v, isa);
+  const kernel::AttentionBackwardProblem<Stored> problem{
+      .forward = attention_problem(n, q, keys.rows, values.rows, options, AttentionOutputs<T>{}),
       .y = heads_of(in.output),
       .log_sum_exp = in.log_sum_exp.data(),
       .grad_y = heads_of(in.grad_output),
@@ -159,15 +160,17 @@ void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutput
       .grad_q = heads_of(out.q),
       .grad_k = heads_of(out.k),
       .grad_v = heads_of(out.v)};
-  const auto& codec = kernel::codec_of<Stored>(isa);
-  const kernel::AttentionBackwardKernels<Stored, Stored> kernels{
-      .forward = {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa), .queries = codec, .keys = codec},
+  const kernel::AttentionBackwardKernels<Stored> kernels{
+      .forward = {.arithmetic = kernel::arithmetic_of<Accumulator<T>>(isa),
+                  .queries = kernel::codec_of<Stored>(isa),
+                  .keys = *keys.format,
+                  .values = *values.format},
       .gradients = kernel::gradient_arithmetic_of<Accumulator<T>>(isa)};
   run_attention_backward(problem, kernels, rules);
   const auto add_bias = [&](const View<Accumulator<T>, 4>& gradient, kernel::SlopesPanel<Accumulator<T>> slopes) {
     if (is_absent(gradient)) return;
-    run_tasks(kernel::BiasGradientTasks<Stored, Stored>(problem, rules.forward, kernels, slopes, heads_of(gradient),
-                                                        gradient.shape()));
+    run_tasks(kernel::BiasGradientTasks<Stored>(problem, rules.forward, kernels, slopes, heads_of(gradient),
+                                                gradient.shape()));
   };
   add_bias(out.mask, nullptr);
   add_bias(out.score_bias, rules.bias_slopes);

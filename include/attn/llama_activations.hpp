@@ -27,8 +27,8 @@ struct LlamaIntermediates {
   std::span<Index> start;                 ///< position of each sequence's first token
   std::span<Index> lengths;               ///< length of each sequence, with this call
   std::span<Index> unpadded;              ///< the same without padding, where rotary asks for it; else empty
-  View<const T, 4> keys{};                ///< what queries attend to [B,G,T,D]: k, or the cache that k was appended to
-  View<const T, 4> values{};              ///< their values [B,G,T,D]
+  View<const T, 4> keys{};                ///< k, by heads [B,G,S,D]: what queries attend to where there is no cache
+  View<const T, 4> values{};              ///< v, by heads [B,G,S,D]
   View<Accumulator<T>, 3> log_sum_exp{};  ///< of the scores [B,H,S], for a backward pass; else absent
   DropoutRule attention_dropout{};        ///< which weights were dropped
   DropoutRule projection_dropout{};       ///< which outputs were dropped

@@ -142,6 +142,14 @@ class LlamaAttention {
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity) const {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim);
   }
+  /// The same with keys and values in a format, or each in one of its own: half or a quarter of the bytes are then read.
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, CacheFormat format) const {
+    return make_cache(batch, capacity, format, format);
+  }
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, CacheFormat keys, CacheFormat values) const {
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, keys,
+                      values);
+  }
 
   /// Computes y [B,S,E] of x [B,S,E].
   ///
@@ -309,9 +317,9 @@ class LlamaAttention {
   /// Writes keys and values behind those in the cache, which does not count them yet: a later step may fail.
   void append(Intermediates& call, KvCache<T>* cache) const;
   [[nodiscard]] AttentionOptions attention_options(const Intermediates& call) const;
-  /// Attention of all queries over all keys, under a mask as kernels see it.
+  /// Attention of all queries over all keys, those of the call or of the cache, under a mask as kernels see it.
   void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
-              View<T, 4> weights) const;
+              const KvCache<T>* cache, View<T, 4> weights) const;
   void output(const View<T, 3>& y, Intermediates& call) const;
   /// All steps. They are compiled once: only the mask, in three functions for the kernels, depends on its type.
   void run_steps(const View<T, 3>& y, View<const T, 3> x, Intermediates& call, const BoundMask& mask, KvCache<T>* cache,

@@ -106,11 +106,10 @@ void LlamaAttention<T>::rotate(const Intermediates& call) const {
 
 template <Scalar T>
 void LlamaAttention<T>::append(Intermediates& call, KvCache<T>* cache) const {
-  const Index S = call.k.dimension(1), G = config_->num_key_value_heads;
+  const Index G = config_->num_key_value_heads;
   call.keys = split_heads(call.k, G), call.values = split_heads(call.v, G);
   if (cache == nullptr) return;
   cache->write(call.keys, call.values);
-  call.keys = cache->keys(S), call.values = cache->values(S);
 }
 
 template <Scalar T>
@@ -125,11 +124,12 @@ AttentionOptions LlamaAttention<T>::attention_options(const Intermediates& call)
 
 template <Scalar T>
 void LlamaAttention<T>::attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
-                               View<T, 4> weights) const {
+                               const KvCache<T>* cache, View<T, 4> weights) const {
   const AttentionOptions options = attention_options(call);
   const AttentionOutputs<T> out{split_heads(call.context, sizes.H), call.log_sum_exp, weights};
-  detail::run_checked<T>(sizes, out, split_heads(call.q, sizes.H), call.keys, call.values, mask.isa, mask.rules,
-                         options);
+  const auto keys = cache != nullptr ? cache->stored_keys(mask.isa) : detail::stored_heads(call.keys, mask.isa);
+  const auto values = cache != nullptr ? cache->stored_values(mask.isa) : detail::stored_heads(call.values, mask.isa);
+  detail::run_checked<T>(sizes, out, split_heads(call.q, sizes.H), keys, values, mask.isa, mask.rules, options);
 }
 
 template <Scalar T>
@@ -147,7 +147,7 @@ void LlamaAttention<T>::run_steps(const View<T, 3>& y, View<const T, 3> x, Inter
     project(call, x);
     rotate(call);
     append(call, cache);
-    attend(call, sizes, mask, weights);
+    attend(call, sizes, mask, cache, weights);
     output(y, call);
   } catch (...) {
     attention_dropout_.give_back(call.attention_dropout);

@@ -27,7 +27,7 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
   using A = Accumulator<T>;
   const auto sizes = detail::check_attention("scaled_dot_product_attention", q, k, v, mask, score, options, out);
   const auto [B, H, G, S, Keys, D, Dv] = sizes;
-  const auto problem = detail::attention_problem(sizes, q, k, v, options, out);
+  const auto problem = detail::attention_problem(sizes, q, {}, {}, options, out);
   const A never = -std::numeric_limits<A>::infinity();
   std::vector<A> p(static_cast<std::size_t>(Keys)), y(static_cast<std::size_t>(Dv));
   const auto is_never = [](A x) { return detail::bits_of(x) == detail::bits_of(-std::numeric_limits<A>::infinity()); };
@@ -127,7 +127,7 @@ void scaled_dot_product_attention_backward_into(
                             {detail::layout_of("q", q), detail::layout_of("k", k), detail::layout_of("v", v)});
   detail::check_bias_gradients(out, mask, score);
   const auto [B, H, G, S, Keys, D, Dv] = sizes;
-  const auto problem = detail::attention_problem(sizes, q, k, v, options, AttentionOutputs<T>{});
+  const auto problem = detail::attention_problem(sizes, q, {}, {}, options, AttentionOutputs<T>{});
   GradientSums<T> grad_q(out.q), grad_k(out.k), grad_v(out.v);
   GradientSums<A> grad_mask(out.mask), grad_bias(out.score_bias);
   std::vector<A> p(static_cast<std::size_t>(Keys)), grad_p(p), slope(p), bias_slope(p);

@@ -22,12 +22,18 @@ struct ScalarOfArgument<X> {
 template <class X>
 using ScalarOf = typename ScalarOfArgument<std::remove_cvref_t<X>>::type;
 
+/// Types that overloads take where others take a tensor: no sentence about these.
+template <class X>
+inline constexpr bool has_overload = false;
+
 /// Stops the compilation with a sentence unless X is a row-major tensor of this rank, with elements T where T is given.
 /// Otherwise true, also after the sentence: a concept that failed as well would add the compiler's own list of reasons.
 template <class X, int Rank, class T>
 constexpr bool explain_tensor() {
   static_assert(Rank == 3 || Rank == 4, "attn: a sentence for each rank");
-  if constexpr (!TensorLike<X>) {
+  if constexpr (has_overload<X>) {
+    return false;
+  } else if constexpr (!TensorLike<X>) {
     static_assert(TensorLike<X>,
                   "attn: not a tensor, expected a row-major Eigen::Tensor or TensorMap, or an attn::View");
   } else if constexpr (int{X::NumDimensions} != Rank) {

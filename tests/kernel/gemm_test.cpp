@@ -1,4 +1,4 @@
-// Products cut into tiles: any number of rows, columns up to a panel, prefetches; and skinny products.
+// Products cut into tiles: any number of rows, columns up to a panel, prefetches.
 #include "support.hpp"
 
 namespace {
@@ -81,27 +81,6 @@ TYPED_TEST(Gemm, PrefetchedRowsLeaveTheProductAlone) {
   });
 }
 
-TYPED_TEST(Gemm, SkinnyProductsHaveAnyVectorsOfColumns) {
-  on_every_isa([](Isa isa) {
-    const auto& arithmetic = kernel::arithmetic_of<TypeParam>(isa);
-    const Index widest = arithmetic.skinny_tiles[0].columns;
-    for (Index columns = 0; columns <= 2 * widest + arithmetic.lanes; columns += arithmetic.lanes)
-      for (const Index rows : {0, 1, 2, 3, 4, 5, 7, 9})
-        for (const Before before : {Before::itself, Before::rows}) {
-          ProductCase<TypeParam> test({.rows = rows,
-                                       .columns = columns,
-                                       .depth = 5,
-                                       .transposed = false,
-                                       .before = before,
-                                       .factors = false,
-                                       .c_row = columns + 7},
-                                      arithmetic.lanes);
-          kernel::multiply_skinny(arithmetic, test.product(), rows, columns);
-          ASSERT_NO_FATAL_FAILURE(test.check());
-        }
-  });
-}
-
 TEST(Prefetch, CountsInBytes) {
   const double rows[12] = {};
   const auto prefetch = kernel::Prefetch::of(rows + 2, 5, 3, 2);
@@ -112,11 +91,10 @@ TEST(Prefetch, CountsInBytes) {
 }
 
 TEST(AliasesInCache, StridesOfWhole8KBDo) {
-  EXPECT_TRUE(kernel::aliases_in_cache<float>(2048));
-  EXPECT_TRUE(kernel::aliases_in_cache<double>(3072));
-  EXPECT_TRUE(kernel::aliases_in_cache<kernel::Half>(4096));
-  EXPECT_FALSE(kernel::aliases_in_cache<float>(1024));
-  EXPECT_FALSE(kernel::aliases_in_cache<float>(2049));
+  EXPECT_TRUE(kernel::aliases_in_cache(8192));
+  EXPECT_TRUE(kernel::aliases_in_cache(3 * 8192));
+  EXPECT_FALSE(kernel::aliases_in_cache(4096));
+  EXPECT_FALSE(kernel::aliases_in_cache(8196));
 }
 
 }  // namespace

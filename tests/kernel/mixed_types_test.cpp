@@ -68,6 +68,14 @@ template <class T>
 kernel::Heads<T> heads_of(T* data, Index heads, Index rows, Index row) {
   return {.data = data, .batch = heads * rows * row, .head = rows * row, .row = row};
 }
+template <class T>
+kernel::StoredRows stored_rows(const T* data, Index heads, Index rows, Index row) {
+  constexpr Index bytes = sizeof(T);
+  return {.data = reinterpret_cast<const std::byte*>(data),
+          .batch = heads * rows * row * bytes,
+          .head = rows * row * bytes,
+          .row = row * bytes};
+}
 
 /// Attention by the plan that fits, as scaled_dot_product_attention runs it.
 template <class Q, class KV, class M>
@@ -76,33 +84,33 @@ Results<Q> attend(Isa isa, const Sizes& n, const Operands<Q, KV>& in, const M& m
   Results<Q> out{.y = narrowed<Q>(isa, std::vector<float>(as_size(n.B * n.H * n.S * n.Dv), unset)),
                  .weights = narrowed<Q>(isa, std::vector<float>(n.weights ? as_size(n.B * n.H * n.S * n.T) : 0, unset)),
                  .log_sum_exp = std::vector<float>(as_size(n.B * n.H * n.S), unset)};
-  const kernel::AttentionProblem<Q, KV> problem{.B = n.B,
-                                                .H = n.H,
-                                                .G = n.G,
-                                                .S = n.S,
-                                                .T = n.T,
-                                                .D = n.D,
-                                                .Dv = n.Dv,
-                                                .q = heads_of(in.q.data(), n.H, n.S, n.D),
-                                                .k = heads_of(in.k.data(), n.G, n.T, n.D + 3),
-                                                .v = heads_of(in.v.data(), n.G, n.T, n.Dv + 5),
-                                                .y = heads_of(out.y.data(), n.H, n.S, n.Dv),
-                                                .log_sum_exp = out.log_sum_exp.data(),
-                                                .weights = n.weights ? out.weights.data() : nullptr,
-                                                .scale = 0.3F,
-                                                .dropout = dropout,
-                                                .query_start = nullptr};
+  const kernel::AttentionProblem<Q> problem{.B = n.B,
+                                            .H = n.H,
+                                            .G = n.G,
+                                            .S = n.S,
+                                            .T = n.T,
+                                            .D = n.D,
+                                            .Dv = n.Dv,
+                                            .q = heads_of(in.q.data(), n.H, n.S, n.D),
+                                            .k = stored_rows(in.k.data(), n.G, n.T, n.D + 3),
+                                            .v = stored_rows(in.v.data(), n.G, n.T, n.Dv + 5),
+                                            .y = heads_of(out.y.data(), n.H, n.S, n.Dv),
+                                            .log_sum_exp = out.log_sum_exp.data(),
+                                            .weights = n.weights ? out.weights.data() : nullptr,
+                                            .scale = 0.3F,
+                                            .dropout = dropout,
+                                            .query_start = nullptr};
   const attn::NoScore score;
   const auto rules = kernel::rules_of<float>(isa, mask, score);
-  const kernel::AttentionKernels<Q, KV> kernels{.arithmetic = kernel::arithmetic_of<float>(isa),
-                                                .queries = kernel::codec_of<Q>(isa),
-                                                .keys = kernel::codec_of<KV>(isa)};
-  if (!kernel::DecodeTasks<Q, KV>::fit(problem)) {
-    attn::detail::run_tasks(
-        kernel::AttentionTasks<Q, KV>(problem, rules, kernels, attn::current_executor().concurrency()));
+  const kernel::AttentionKernels<Q> kernels{.arithmetic = kernel::arithmetic_of<float>(isa),
+                                            .queries = kernel::codec_of<Q>(isa),
+                                            .keys = kernel::row_format_of<float, KV>(isa),
+                                            .values = kernel::row_format_of<float, KV>(isa)};
+  if (!kernel::DecodeTasks<Q>::fit(problem)) {
+    attn::detail::run_tasks(kernel::AttentionTasks<Q>(problem, rules, kernels, attn::current_executor().concurrency()));
     return out;
   }
-  kernel::DecodeTasks<Q, KV> tasks(problem, rules, kernels);
+  kernel::DecodeTasks<Q> tasks(problem, rules, kernels);
   Index size = 1;
   for (const Index axis : tasks.partials()) size *= axis;
   attn::AlignedVector<float> partials(as_size(size));

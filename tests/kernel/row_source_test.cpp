@@ -23,22 +23,33 @@ using attn_test::whole_numbers;
 
 constexpr Index keys = 24, step = 8;
 
+template <class Storage>
+const std::byte* bytes_of(const Storage* memory) {
+  return reinterpret_cast<const std::byte*>(memory);
+}
+
 /// A source of rows over memory of its own, and scratch memory that shows which rows have been copied.
 template <class Storage>
 struct Source {
   using A = kernel::AccumulatorOf<Storage>;
-  using Rows = kernel::RowSource<Storage>;
+  using Rows = kernel::RowSource<A>;
 
   Source(Isa isa, Index size_, bool copied, Index slots)
       : size(size_),
         padded(kernel::arithmetic_of<A>(isa).padded(size_)),
-        shape{.stride = size_ + 5, .size = size_, .copied = copied, .width = padded + 3, .step = step, .slots = slots},
-        numbers(whole_numbers<double>(keys * shape.stride, 1)),
+        stride(size_ + 5),
+        shape{.stride = stride * Index{sizeof(Storage)},
+              .size = size_,
+              .copied = copied,
+              .width = padded + 3,
+              .step = step,
+              .slots = slots},
+        numbers(whole_numbers<double>(keys * stride, 1)),
         memory(stored<Storage>(numbers)),
         scratch_memory(as_size(size_of_scratch(isa)), std::byte{0xA5}),
         scratch(scratch_memory.data()),
-        rows(kernel::arithmetic_of<A>(isa), kernel::codec_of<Storage>(isa), shape, scratch) {
-    rows.begin(memory.data());
+        rows(kernel::arithmetic_of<A>(isa), kernel::row_format_of<A, Storage>(isa), shape, scratch) {
+    rows.begin(bytes_of(memory.data()));
   }
 
   /// Copies of rows `begin` to before `end` are the memory's rows, and end in zeros.
@@ -47,7 +58,7 @@ struct Source {
     for (Index t = begin; t < end; ++t) {
       const A* const row = copies.first + (t - begin) * copies.stride;
       for (Index i = 0; i < size; ++i)
-        ASSERT_EQ(static_cast<double>(row[i]), numbers[as_size(t * shape.stride + i)]) << "key " << t << ", " << i;
+        ASSERT_EQ(static_cast<double>(row[i]), numbers[as_size(t * stride + i)]) << "key " << t << ", " << i;
       for (Index i = size; i < padded; ++i) ASSERT_EQ(row[i], A{0}) << "key " << t << ", " << i;
       for (Index i = padded; i < shape.width; ++i)
         ASSERT_TRUE(Fenced<A>::is_sentinel(row[i])) << "key " << t << ", " << i << " was written";
@@ -61,6 +72,7 @@ struct Source {
   void change_memory() { std::fill(memory.begin(), memory.end(), stored<Storage>(99)); }
 
   Index size, padded;
+  Index stride;  // in elements
   typename Rows::Shape shape;
   std::vector<double> numbers;
   std::vector<Storage> memory;
@@ -71,7 +83,7 @@ struct Source {
  private:
   [[nodiscard]] Index size_of_scratch(Isa isa) const {
     attn::detail::Scratch measured;
-    Rows(kernel::arithmetic_of<A>(isa), kernel::codec_of<Storage>(isa), shape, measured);
+    Rows(kernel::arithmetic_of<A>(isa), kernel::row_format_of<A, Storage>(isa), shape, measured);
     return measured.size();
   }
 };
@@ -157,7 +169,7 @@ TYPED_TEST(RowSource, AnotherHeadIsReadAnew) {
     Source<TypeParam> source(isa, 5, true, 3), other(isa, 5, true, 3);
     other.change_memory();
     source.rows.rows(8, 8, 16);
-    source.rows.begin(other.memory.data());
+    source.rows.begin(bytes_of(other.memory.data()));
     const auto rows = source.rows.rows(8, 8, 16);
     for (Index t = 0; t < step; ++t) ASSERT_EQ(static_cast<double>(rows.first[t * rows.stride]), 99.0) << t;
   });
@@ -168,7 +180,7 @@ TYPED_TEST(RowSource, TheSameHeadKeepsItsCopies) {
     Source<TypeParam> source(isa, 5, true, 3);
     source.rows.rows(8, 8, 16);
     source.change_memory();
-    source.rows.begin(source.memory.data());
+    source.rows.begin(bytes_of(source.memory.data()));
     ASSERT_NO_FATAL_FAILURE(source.check_copies(source.rows.rows(8, 8, 16), 8, 16));
   });
 }
@@ -182,8 +194,8 @@ TYPED_TEST(RowSource, PrefetchesCopiesWhereThereAreAny) {
     EXPECT_EQ(copies.row, reinterpret_cast<const char*>(rows.first + 2 * rows.stride));
     EXPECT_EQ(copies.stride, source.shape.width * Index{sizeof(A)});
     EXPECT_EQ(copies.rows, 2);
-    EXPECT_EQ(memory.row, reinterpret_cast<const char*>(source.memory.data() + 12 * source.shape.stride));
-    EXPECT_EQ(memory.stride, source.shape.stride * Index{sizeof(TypeParam)});
+    EXPECT_EQ(memory.row, reinterpret_cast<const char*>(source.memory.data() + 12 * source.stride));
+    EXPECT_EQ(memory.stride, source.shape.stride);
     EXPECT_EQ(memory.size, source.size * Index{sizeof(TypeParam)});
     EXPECT_EQ(memory.rows, 3);
   });
@@ -193,8 +205,8 @@ TYPED_TEST(RowSource, PrefetchesBeyondAStepComeFromMemory) {
   Source<TypeParam> source(Isa::baseline, 5, true, 3);
   source.rows.rows(8, 8, 16);
   for (const Index begin : {16, 17, 8 + 64, 8 + 69})
-    EXPECT_EQ(source.rows.ahead(8, begin, 1).row, reinterpret_cast<const char*>(source.memory.data()) +
-                                                      begin * source.shape.stride * Index{sizeof(TypeParam)});
+    EXPECT_EQ(source.rows.ahead(8, begin, 1).row,
+              reinterpret_cast<const char*>(source.memory.data()) + begin * source.shape.stride);
 }
 
 template <class A>
@@ -206,8 +218,8 @@ TYPED_TEST(RowSourceInPlace, GivesTheMemoryItself) {
     Source<TypeParam> source(isa, 5, false, 1);
     EXPECT_EQ(source.scratch.size(), 0);
     const auto rows = source.rows.rows(8, 10, 12);
-    EXPECT_EQ(rows.first, source.memory.data() + 10 * source.shape.stride);
-    EXPECT_EQ(rows.stride, source.shape.stride);
+    EXPECT_EQ(rows.first, source.memory.data() + 10 * source.stride);
+    EXPECT_EQ(rows.stride, source.stride);
   });
 }
 
@@ -216,9 +228,9 @@ TYPED_TEST(RowSource, ReadsNothingBesideTheRowsAskedFor) {
   at_both_ends([](GuardAt where) {
     on_every_isa([=](Isa isa) {
       Source<TypeParam> source(isa, 5, true, 1);
-      const Index stride = source.shape.stride, begin = 11, end = 14, size = (end - begin - 1) * stride + source.size;
+      const Index stride = source.stride, begin = 11, end = 14, size = (end - begin - 1) * stride + source.size;
       const GuardedCopy<TypeParam> three(source.memory.data() + begin * stride, size, where);
-      source.rows.begin(three.data() - begin * stride);
+      source.rows.begin(bytes_of(three.data() - begin * stride));
       ASSERT_NO_FATAL_FAILURE(source.check_copies(source.rows.rows(8, begin, end), begin, end));
     });
   });

@@ -29,19 +29,16 @@ TYPED_TEST_SUITE(Tile, Accumulators);
 template <class A, class F>
 void for_each_tile(Isa isa, const F& f) {
   const auto& arithmetic = kernel::arithmetic_of<A>(isa);
-  for (const auto& tiles : {arithmetic.panel_tiles, arithmetic.skinny_tiles})
-    for (int i = 0; i < 3; ++i) {
-      f(tiles[i].rows, tiles[i].columns, tiles[i].whole, arithmetic.lanes);
-      f(Index{1}, tiles[i].columns, tiles[i].one, arithmetic.lanes);
-    }
+  for (const auto& tiles : arithmetic.panel_tiles) {
+    f(tiles.rows, tiles.columns, tiles.whole, arithmetic.lanes);
+    f(Index{1}, tiles.columns, tiles.one, arithmetic.lanes);
+  }
 }
 
 TYPED_TEST(Tile, TablesHoldOneTwoAndThreeVectors) {
   on_every_isa([](Isa isa) {
     const auto& arithmetic = kernel::arithmetic_of<TypeParam>(isa);
     for (Index i = 0; i < 3; ++i) EXPECT_EQ(arithmetic.panel_tiles[i].columns, (i + 1) * arithmetic.lanes);
-    EXPECT_EQ(arithmetic.skinny_tiles[2].columns, arithmetic.lanes);
-    for (Index i = 0; i < 2; ++i) EXPECT_GT(arithmetic.skinny_tiles[i].columns, arithmetic.skinny_tiles[i + 1].columns);
     EXPECT_EQ(kernel::panel_width<TypeParam> % arithmetic.panel_columns(), 0);
   });
 }
@@ -177,58 +174,6 @@ TYPED_TEST(Tile, ReadsNothingBesideItsOperands) {
           ASSERT_NO_FATAL_FAILURE(test.check());
         }
       });
-    });
-  });
-}
-#endif
-
-template <class A>
-class ScoreRows : public testing::Test {};
-TYPED_TEST_SUITE(ScoreRows, Accumulators);
-
-/// score_rows of whole numbers with all sizes: k starts at `k`, its rows `k_row` apart.
-template <class A>
-void check_scores(Isa isa, Index rows, Index keys, Index D, const A* k, Index k_row) {
-  const auto& arithmetic = kernel::arithmetic_of<A>(isa);
-  const auto q = whole_numbers<A>(rows * D, 1);
-  const Index width = arithmetic.padded(keys);
-  Fenced<A> scores(rows, width, width + 3);
-  const A scale = A{0.25};
-  arithmetic.score_rows(scores.data(), scores.stride(), q.data(), rows, k, k_row, keys, D, scale);
-  SCOPED_TRACE(testing::Message() << rows << " rows, " << keys << " keys, D " << D);
-  for (Index r = 0; r < rows; ++r)
-    for (Index t = 0; t < keys; ++t) {
-      double sum = 0;
-      for (Index d = 0; d < D; ++d)
-        sum += static_cast<double>(q[as_size(r * D + d)]) * static_cast<double>(k[t * k_row + d]);
-      ASSERT_EQ(static_cast<double>(scores(r, t)), sum * 0.25) << "row " << r << ", key " << t;
-    }
-  ASSERT_TRUE(scores.intact()) << "something was written beyond the last vector of a row";
-}
-
-TYPED_TEST(ScoreRows, AreProductsOfEveryRowAndKey) {
-  on_every_isa([](Isa isa) {
-    const Index lanes = kernel::arithmetic_of<TypeParam>(isa).lanes;
-    const auto k = whole_numbers<TypeParam>((2 * lanes + 1) * (3 * lanes + 5), 2);
-    for (Index rows = 1; rows <= 5; ++rows)
-      for (Index keys = 1; keys <= 2 * lanes + 1; ++keys)
-        for (const Index D : {lanes, 3 * lanes})
-          for (const Index k_row : {D, D + 5})
-            ASSERT_NO_FATAL_FAILURE(check_scores(isa, rows, keys, D, k.data(), k_row));
-  });
-}
-
-#if ATTN_TEST_CAN_GUARD
-TYPED_TEST(ScoreRows, ReadNoKeyBesideThoseAskedFor) {
-  at_both_ends([](GuardAt where) {
-    on_every_isa([=](Isa isa) {
-      const Index lanes = kernel::arithmetic_of<TypeParam>(isa).lanes, D = 2 * lanes;
-      for (Index keys = 1; keys <= lanes + 1; ++keys) {
-        const auto numbers = whole_numbers<TypeParam>(keys * D, 3);
-        const GuardedCopy<TypeParam> k(numbers.data(), std::ssize(numbers), where);
-        for (Index rows = 1; rows <= 3; ++rows)
-          ASSERT_NO_FATAL_FAILURE(check_scores(isa, rows, keys, D, static_cast<const TypeParam*>(k.data()), D));
-      }
     });
   });
 }

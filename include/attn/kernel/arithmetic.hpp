@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -56,15 +57,43 @@ inline constexpr Index dropout_group = 64;
 /// Where the factor of the i-th of them is, counted by columns: four columns share random numbers.
 [[nodiscard]] constexpr Index dropout_index(Index i) { return i % 4 * 16 + i / 4; }
 
+/// scores[row][key] = q k * scale, for rows of k as they are stored. Sizes are whole vectors; kernels write whole vectors of
+/// scores, also beyond the last key.
+template <class A>
+struct RowScores {
+  A* scores = nullptr;
+  Index scores_row = 0;
+  const A* q = nullptr;  ///< [row][size]
+  Index rows = 0;
+  const std::byte* k = nullptr;
+  Index k_row = 0;  ///< in bytes
+  Index keys = 0;
+  Index size = 0;  ///< of a row, in whole vectors
+  A scale = 1;
+  Index ahead = 0;  ///< bytes from a row to what is prefetched while it is read; 0: nothing
+};
+/// y[row][element] += the sum over keys of weights[row][key] v[key][element], for rows of v as they are stored.
+template <class A>
+struct RowAverage {
+  A* y = nullptr;  ///< [row][size]
+  const A* weights = nullptr;
+  Index weights_row = 0;
+  Index rows = 0;
+  const std::byte* v = nullptr;
+  Index v_row = 0;  ///< in bytes
+  Index keys = 0;
+  Index size = 0;  ///< of a row, in whole vectors
+  Index ahead = 0;
+};
+
 /// The functions of one instruction set that depend on the accumulator alone.
 template <class A>
 struct Arithmetic {
-  Index lanes;               ///< elements of a vector
-  Tiles<A> panel_tiles[3];   ///< of 1, 2, 3 vectors of columns
-  Tiles<A> skinny_tiles[3];  ///< for products of few rows: the widest first, the last one vector wide
-  /// scores[row][key] = q k * scale; q, k and the ends of rows of scores in whole vectors.
-  void (*score_rows)(A* scores, Index scores_row, const A* q, Index rows, const A* k, Index k_row, Index keys, Index D,
-                     A scale);
+  Index lanes;              ///< elements of a vector
+  Tiles<A> panel_tiles[3];  ///< of 1, 2, 3 vectors of columns
+  /// Attention of few queries over rows of A.
+  void (*score_rows)(const RowScores<A>& call);
+  void (*weigh_rows)(const RowAverage<A>& call);
   /// One step of the online softmax over scores[key][query]: they become exp(score - row_max); `rescale` is the factor
   /// for earlier sums and outputs. Writes one row past the last key.
   void (*softmax_panel)(A* scores, Index keys, Index vectors, A* row_max, A* row_sum, A* rescale);

@@ -38,24 +38,24 @@ inline namespace ATTN_UNIT_FLAGS {
 enum class BackwardPass : std::uint8_t { all, keys, queries };
 
 /// The plan.
-template <class Q, class KV>
+template <class Q>
 class AttentionBackwardTasks {
   using A = AccumulatorOf<Q>;
 
  public:
-  AttentionBackwardTasks(const AttentionBackwardProblem<Q, KV>& problem, const GradientRules<A>& rules,
-                         const AttentionBackwardKernels<Q, KV>& kernels, BackwardPass pass)
+  AttentionBackwardTasks(const AttentionBackwardProblem<Q>& problem, const GradientRules<A>& rules,
+                         const AttentionBackwardKernels<Q>& kernels, BackwardPass pass)
       : problem_(problem), n_(problem.forward), rules_(rules), kernels_(kernels), pass_(pass) {
     slab_keys_ = round_up(ceil_div(std::max<Index>(n_.T, 1), slabs_of(n_, pass)), step_keys);
     slabs_ = std::max<Index>(1, ceil_div(n_.T, slab_keys_));
-    block_ = BackwardBlock<Q, KV>::shape_of(n_, kernels);
+    block_ = BackwardBlock<Q>::shape_of(n_, kernels);
     block_.slots = pass == BackwardPass::queries ? 1 : slab_keys_ / step_keys;
     block_.slopes = rules.slopes;
     row_blocks_ = ceil_div(n_.S, block_.panels * block_.panel);
   }
 
   /// Whether one pass keeps enough threads busy with an acceptable amount of memory for partial sums.
-  [[nodiscard]] static bool fits_one_pass(const AttentionProblem<Q, KV>& n) {
+  [[nodiscard]] static bool fits_one_pass(const AttentionProblem<Q>& n) {
     const Index slabs = slabs_of(n, BackwardPass::all);
     return slabs == slabs_wanted(n) || (slabs * most_slab >= n.T && slabs * n.B * n.G >= 4);
   }
@@ -106,18 +106,18 @@ class AttentionBackwardTasks {
  private:
   class Worker;
 
-  static constexpr Index step_keys = BackwardBlock<Q, KV>::step_keys;
+  static constexpr Index step_keys = BackwardBlock<Q>::step_keys;
   static constexpr Index join_rows = 64;
   static constexpr Index least_slab = 512;  // keys: a slab transposes and copies all queries, 2 % of its products
   static constexpr Index most_slab = 16384;
   static constexpr Index wanted_tasks = 32;
   static constexpr Index most_partials = (128 << 20) / static_cast<Index>(sizeof(A));  // elements: 128 MB
 
-  static Index slabs_wanted(const AttentionProblem<Q, KV>& n) {
+  static Index slabs_wanted(const AttentionProblem<Q>& n) {
     const Index for_threads = std::min(ceil_div(wanted_tasks, n.B * n.G), n.T / least_slab);
     return std::max({Index{1}, for_threads, ceil_div(n.T, most_slab)});
   }
-  static Index slabs_of(const AttentionProblem<Q, KV>& n, BackwardPass pass) {
+  static Index slabs_of(const AttentionProblem<Q>& n, BackwardPass pass) {
     if (pass == BackwardPass::queries) return 1;
     if (pass == BackwardPass::keys) return slabs_wanted(n);
     const double elements = static_cast<double>(n.B * n.H) * static_cast<double>(n.S) * static_cast<double>(n.D);
@@ -126,21 +126,21 @@ class AttentionBackwardTasks {
   }
   [[nodiscard]] Index query_elements() const { return n_.B * n_.H * n_.S * n_.D; }
 
-  const AttentionBackwardProblem<Q, KV>& problem_;
-  const AttentionProblem<Q, KV>& n_;
+  const AttentionBackwardProblem<Q>& problem_;
+  const AttentionProblem<Q>& n_;
   const GradientRules<A>& rules_;
-  const AttentionBackwardKernels<Q, KV>& kernels_;
+  const AttentionBackwardKernels<Q>& kernels_;
   BackwardPass pass_;
-  typename BackwardBlock<Q, KV>::Shape block_;
+  typename BackwardBlock<Q>::Shape block_;
   Index row_blocks_;         // blocks of a head
   Index slab_keys_, slabs_;  // keys of a slab, slabs of a head
   A* partials_ = nullptr;
 };
 
 /// One thread's share: sums of gradients, and the block of queries at hand.
-template <class Q, class KV>
-class AttentionBackwardTasks<Q, KV>::Worker {
-  using Block = BackwardBlock<Q, KV>;
+template <class Q>
+class AttentionBackwardTasks<Q>::Worker {
+  using Block = BackwardBlock<Q>;
   using Seen = typename Block::Seen;
 
  public:
@@ -169,9 +169,9 @@ class AttentionBackwardTasks<Q, KV>::Worker {
       block_.begin_head(b, h);
       for (Index block = tasks_.row_blocks_; block-- > 0;) run_block(block);
     }
-    const auto write = [&](const Heads<KV>& to, const A* from, Index stride, Index size) {
+    const auto write = [&](const Heads<Q>& to, const A* from, Index stride, Index size) {
       if (to.data != nullptr)
-        tasks_.kernels_.forward.keys.store(to.at(b, g, first_key_), to.row, from, stride, keys, size);
+        tasks_.kernels_.forward.queries.store(to.at(b, g, first_key_), to.row, from, stride, keys, size);
     };
     write(problem_.grad_k, grad_k_, block_.q_stride, n_.D);
     write(problem_.grad_v, grad_v_, block_.v_stride, n_.Dv);
@@ -266,8 +266,8 @@ class AttentionBackwardTasks<Q, KV>::Worker {
   }
 
   const AttentionBackwardTasks& tasks_;
-  const AttentionBackwardProblem<Q, KV>& problem_;
-  const AttentionProblem<Q, KV>& n_;
+  const AttentionBackwardProblem<Q>& problem_;
+  const AttentionProblem<Q>& n_;
   const Arithmetic<A>& arithmetic_;
   const Index panel_;
   Block block_;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 
 #include "../error.hpp"
 #include "../scratch.hpp"
@@ -15,7 +16,6 @@
 #include "attention_kernels.hpp"
 #include "codec.hpp"
 #include "dropout.hpp"
-#include "gemm.hpp"
 #include "problem.hpp"
 #include "row_source.hpp"
 #include "rules.hpp"
@@ -24,7 +24,7 @@ namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 /// The plan: each task is a span of chunks of one key/value head; join() then makes the rows of them.
-template <class Q, class KV>
+template <class Q>
 class DecodeTasks {
   using A = AccumulatorOf<Q>;
   static constexpr Index max_queries = 4;     // more fill enough lanes of a panel
@@ -40,11 +40,11 @@ class DecodeTasks {
   static constexpr Index chunk_keys = 256;
 
   /// Few queries, and no weights asked for.
-  [[nodiscard]] static bool fit(const AttentionProblem<Q, KV>& problem) {
+  [[nodiscard]] static bool fit(const AttentionProblem<Q>& problem) {
     return problem.S <= max_queries && problem.H / problem.G * problem.S <= max_rows && problem.weights == nullptr;
   }
 
-  DecodeTasks(const AttentionProblem<Q, KV>& problem, const Rules<A>& rules, const AttentionKernels<Q, KV>& kernels)
+  DecodeTasks(const AttentionProblem<Q>& problem, const Rules<A>& rules, const AttentionKernels<Q>& kernels)
       : problem_(problem),
         rules_(rules),
         kernels_(kernels),
@@ -118,8 +118,14 @@ class DecodeTasks {
     for (Index c = 0; c < chunks_; ++c) weights[c] *= inverse;
     std::fill_n(buffers.y, Dv_, A{0});
     for (Index c = 0; c < chunks_; c += joined_chunks)
-      add_product(weights + c, chunks_, first + c * partial() + 2 * rows_ + r * Dv_, partial(),
-                  std::min(joined_chunks, chunks_ - c), buffers.y, 1);
+      arithmetic_.weigh_rows({.y = buffers.y,
+                              .weights = weights + c,
+                              .weights_row = chunks_,
+                              .rows = 1,
+                              .v = reinterpret_cast<const std::byte*>(first + c * partial() + 2 * rows_ + r * Dv_),
+                              .v_row = partial() * Index{sizeof(A)},
+                              .keys = std::min(joined_chunks, chunks_ - c),
+                              .size = Dv_});
     kernels_.queries.store(problem_.y.at(b, h, s), problem_.Dv, buffers.y, problem_.Dv, 1, problem_.Dv);
   }
 
@@ -127,13 +133,13 @@ class DecodeTasks {
   struct Buffers {
     A* queries;  // [row][D]
     A* scores;   // [row][key of the span]
-    RowSource<KV> k, v;
+    RowSource<A> k, v;
 
     Buffers(const DecodeTasks& tasks, Scratch& scratch)
         : queries(scratch.take<A>(tasks.rows_ * tasks.D_)),
           scores(scratch.take<A>(tasks.rows_ * tasks.scores_row())),
-          k(tasks.arithmetic_, tasks.kernels_.keys, tasks.rows_of(tasks.problem_.k.row, tasks.problem_.D), scratch),
-          v(tasks.arithmetic_, tasks.kernels_.keys, tasks.rows_of(tasks.problem_.v.row, tasks.problem_.Dv), scratch) {}
+          k(tasks.arithmetic_, tasks.kernels_.keys, tasks.key_rows(), scratch),
+          v(tasks.arithmetic_, tasks.kernels_.values, tasks.value_rows(), scratch) {}
   };
   struct JoinBuffers {
     A* y;        // [Dv]
@@ -148,14 +154,20 @@ class DecodeTasks {
     bool masked;  ///< the mask is asked about each
   };
 
-  [[nodiscard]] typename RowSource<KV>::Shape rows_of(Index stride, Index size) const {
+  [[nodiscard]] typename RowSource<A>::Shape rows_of(const RowFormat<A>& format, Index stride, Index size) const {
     const Index padded = arithmetic_.padded(size);
     return {.stride = stride,
             .size = size,
-            .copied = is_converted<KV> || padded != size,
+            .copied = padded != size || format.score_rows == nullptr,
             .width = padded,
             .step = copy_keys,
             .slots = 1};
+  }
+  [[nodiscard]] typename RowSource<A>::Shape key_rows() const {
+    return rows_of(kernels_.keys, problem_.k.row, problem_.D);
+  }
+  [[nodiscard]] typename RowSource<A>::Shape value_rows() const {
+    return rows_of(kernels_.values, problem_.v.row, problem_.Dv);
   }
   [[nodiscard]] A* partials_of(Index b, Index g) const {
     return partials_ + (b * problem_.G + g) * chunks_ * partial();
@@ -185,14 +197,23 @@ class DecodeTasks {
     return kept;
   }
 
-  /// Scores of all rows with the keys that are kept: copied keys a step at a time.
+  /// Scores of all rows with the keys that are kept: as they are stored, or, where they do not fill vectors, copied a step at
+  /// a time.
   void score(const Kept& kept, Index begin, Buffers& buffers) const {
-    const bool copied = rows_of(problem_.k.row, problem_.D).copied;
+    const bool copied = key_rows().copied;
     for (Index t = kept.begin; t < kept.end;) {
       const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : kept.end;
-      const auto k = buffers.k.rows(t, t, end);
-      arithmetic_.score_rows(buffers.scores + t - begin, scores_row(), buffers.queries, rows_, k.first, k.stride,
-                             end - t, D_, problem_.scale);
+      const auto k = buffers.k.stored_rows(t, t, end);
+      (copied ? arithmetic_.score_rows : kernels_.keys.score_rows)({.scores = buffers.scores + t - begin,
+                                                                    .scores_row = scores_row(),
+                                                                    .q = buffers.queries,
+                                                                    .rows = rows_,
+                                                                    .k = k.first,
+                                                                    .k_row = k.stride,
+                                                                    .keys = end - t,
+                                                                    .size = D_,
+                                                                    .scale = problem_.scale,
+                                                                    .ahead = copied ? 0 : kernels_.ahead});
       t = end;
     }
   }
@@ -213,34 +234,28 @@ class DecodeTasks {
 
   /// y [row][Dv] = the weights [row][key - t] of the chunk at t, times v: means, so that they overflow only where a value
   /// does.
-  void average(RowSource<KV>& source, Index t, Index from, Index to, const A* weights, A* y) const {
+  void average(RowSource<A>& source, Index t, Index from, Index to, const A* weights, A* y) const {
+    const bool copied = value_rows().copied;
     std::fill_n(y, rows_ * Dv_, A{0});
     for (Index key = from; key < to;) {
       const Index end = std::min(key - key % group_keys + group_keys, to);
-      const auto v = source.rows(std::max(key - key % copy_keys, from), key, end);
-      add_product(weights + (key - t), scores_row(), v.first, v.stride, end - key, y, rows_);
+      const auto v = source.stored_rows(std::max(key - key % copy_keys, from), key, end);
+      (copied ? arithmetic_.weigh_rows : kernels_.values.weigh_rows)({.y = y,
+                                                                      .weights = weights + (key - t),
+                                                                      .weights_row = scores_row(),
+                                                                      .rows = rows_,
+                                                                      .v = v.first,
+                                                                      .v_row = v.stride,
+                                                                      .keys = end - key,
+                                                                      .size = Dv_,
+                                                                      .ahead = copied ? 0 : kernels_.ahead});
       key = end;
     }
   }
 
-  /// y [row][Dv] += a [row][i] b [i][Dv], for i below `depth`.
-  void add_product(const A* a, Index a_row, const A* b, Index b_row, Index depth, A* y, Index rows) const {
-    multiply_skinny(arithmetic_,
-                    Product<A>{.a = a,
-                               .a_row = a_row,
-                               .b = b,
-                               .b_row = b_row,
-                               .depth = depth,
-                               .c = y,
-                               .c_row = Dv_,
-                               .before = y,
-                               .before_row = Dv_},
-                    rows, Dv_);
-  }
-
-  const AttentionProblem<Q, KV>& problem_;
+  const AttentionProblem<Q>& problem_;
   const Rules<A>& rules_;
-  const AttentionKernels<Q, KV>& kernels_;
+  const AttentionKernels<Q>& kernels_;
   const Arithmetic<A>& arithmetic_;
   Index heads_, rows_;  // query heads of a key/value head, and rows: queries of all of them
   Index D_, Dv_;        // head sizes in whole vectors

@@ -34,12 +34,12 @@ inline namespace ATTN_UNIT_FLAGS {
 
 /// The plan: attention of all heads, cut into blocks, up to 384 queries of one head against all its keys, and those
 /// into tasks.
-template <class Q, class KV>
+template <class Q>
 class AttentionTasks {
   using A = AccumulatorOf<Q>;
 
  public:
-  AttentionTasks(const AttentionProblem<Q, KV>& problem, const Rules<A>& rules, const AttentionKernels<Q, KV>& kernels,
+  AttentionTasks(const AttentionProblem<Q>& problem, const Rules<A>& rules, const AttentionKernels<Q>& kernels,
                  Index threads)
       : problem_(problem), rules_(rules), kernels_(kernels), panel_(kernels.arithmetic.panel_columns()) {
     cut_into_blocks(threads);
@@ -98,35 +98,36 @@ class AttentionTasks {
   void choose_copies(Index threads) {
     const bool read_again = task_heads_ * task_blocks_ > 1;
     const Index steps = std::max<Index>(ceil_div(problem_.T, step_keys), 1);
-    const auto rows = [&](Index stride, Index size) {
-      const bool page_each = stride * static_cast<Index>(sizeof(KV)) >= 4096;  // then a copy saves 1 to 2 %
-      const bool copied = is_converted<KV> || aliases_in_cache<KV>(stride) || (read_again && page_each);
-      return typename RowSource<KV>::Shape{.stride = stride,
-                                           .size = size,
-                                           .copied = copied,
-                                           .width = copied_stride<A>(size),
-                                           .step = step_keys,
-                                           .slots = 1};
+    const auto rows = [&](const RowFormat<A>& format, Index stride, Index size) {
+      const bool page_each = stride >= 4096;  // then a copy saves 1 to 2 %
+      const bool copied = format.converted || aliases_in_cache(stride) || (read_again && page_each);
+      return typename RowSource<A>::Shape{.stride = stride,
+                                          .size = size,
+                                          .copied = copied,
+                                          .width = copied_stride<A>(size),
+                                          .step = step_keys,
+                                          .slots = 1};
     };
-    k_rows_ = rows(problem_.k.row, problem_.D), v_rows_ = rows(problem_.v.row, problem_.Dv);
+    k_rows_ = rows(kernels_.keys, problem_.k.row, problem_.D);
+    v_rows_ = rows(kernels_.values, problem_.v.row, problem_.Dv);
     const Index row = (k_rows_.copied ? k_rows_.width : 0) + (v_rows_.copied ? v_rows_.width : 0);
     if (read_again && problem_.T * row <= max_copied / threads) k_rows_.slots = v_rows_.slots = steps;
   }
   [[nodiscard]] bool is_chunked() const { return problem_.T > chunk_keys; }
 
-  const AttentionProblem<Q, KV>& problem_;
+  const AttentionProblem<Q>& problem_;
   const Rules<A>& rules_;
-  const AttentionKernels<Q, KV>& kernels_;
+  const AttentionKernels<Q>& kernels_;
   Index panel_;                     // queries of a panel
   Index panels_, row_blocks_;       // panels of a block, blocks of a head
   Index task_heads_, task_blocks_;  // heads of a task, blocks of each
-  typename RowSource<KV>::Shape k_rows_, v_rows_;
+  typename RowSource<A>::Shape k_rows_, v_rows_;
   alignas(64) A scale_[panel_width<A>];  // a factor for each query of a panel
 };
 
 /// One thread's share: scratch memory, and the block of queries at hand.
-template <class Q, class KV>
-class AttentionTasks<Q, KV>::Worker {
+template <class Q>
+class AttentionTasks<Q>::Worker {
  public:
   Worker(const AttentionTasks& tasks, Scratch& scratch)
       : tasks_(tasks),
@@ -142,7 +143,7 @@ class AttentionTasks<Q, KV>::Worker {
         rows_buffer_(
             scratch.take<A>(panel_ * std::max({Index{2}, padded_v(), problem_.weights != nullptr ? step_keys : 0}))),
         k_(arithmetic_, tasks.kernels_.keys, tasks.k_rows_, scratch),
-        v_(arithmetic_, tasks.kernels_.keys, tasks.v_rows_, scratch) {}
+        v_(arithmetic_, tasks.kernels_.values, tasks.v_rows_, scratch) {}
 
   void begin_head(Index head) {
     b_ = head / problem_.H, h_ = head % problem_.H;
@@ -251,7 +252,7 @@ class AttentionTasks<Q, KV>::Worker {
   }
 
   /// Rows of the next step to prefetch during this panel: an equal share for each panel.
-  [[nodiscard]] Prefetch ahead(const RowSource<KV>& source, Index t, Index row) const {
+  [[nodiscard]] Prefetch ahead(const RowSource<A>& source, Index t, Index row) const {
     const Index share = ceil_div(step_keys, tasks_.panels_), first = t + step_keys + row / panel_ * share;
     return source.ahead(t + step_keys, first, std::clamp<Index>(problem_.T - first, 0, share));
   }
@@ -335,7 +336,7 @@ class AttentionTasks<Q, KV>::Worker {
   }
 
   const AttentionTasks& tasks_;
-  const AttentionProblem<Q, KV>& problem_;
+  const AttentionProblem<Q>& problem_;
   const Rules<A>& rules_;
   const Arithmetic<A>& arithmetic_;
   const Index panel_;
@@ -347,7 +348,7 @@ class AttentionTasks<Q, KV>::Worker {
   A* scores_;                       // of one panel, [key][query], with room for one more key
   A* rescale_;                      // a factor for each query of a panel
   A* rows_buffer_;                  // rows of queries: outputs or weights transposed; or two values for each query
-  RowSource<KV> k_, v_;
+  RowSource<A> k_, v_;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

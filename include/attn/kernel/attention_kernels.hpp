@@ -4,18 +4,21 @@
 #include "../scratch.hpp"
 #include "arithmetic.hpp"
 #include "codec.hpp"
+#include "row_source.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 using attn::detail::Scratch;
 
-/// Arithmetic of one instruction set, and its conversions of queries and outputs, and of keys and values.
-template <class Q, class KV, class A = AccumulatorOf<Q>>
+/// Arithmetic of one instruction set, its conversions of queries and outputs, and the formats of keys and values.
+template <class Q, class A = AccumulatorOf<Q>>
 struct AttentionKernels {
   const Arithmetic<A>& arithmetic;
   const Codec<Q>& queries;
-  const Codec<KV>& keys;
+  const RowFormat<A>& keys;
+  const RowFormat<A>& values;
+  Index ahead = 0;  ///< bytes that decoding prefetches
 };
 
 }  // namespace ATTN_UNIT_FLAGS

@@ -26,14 +26,14 @@ namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 /// What a backward pass is computed with.
-template <class Q, class KV, class A = AccumulatorOf<Q>>
+template <class Q, class A = AccumulatorOf<Q>>
 struct AttentionBackwardKernels {
-  AttentionKernels<Q, KV> forward;
+  AttentionKernels<Q> forward;
   const GradientArithmetic<A>& gradients;
 };
 
 /// A block of queries of one head. Its scores are computed panel by panel, with the keys of one step at a time.
-template <class Q, class KV>
+template <class Q>
 class BackwardBlock {
   using A = AccumulatorOf<Q>;
 
@@ -49,7 +49,7 @@ class BackwardBlock {
     A scale;       ///< what gradients are multiplied by
     SlopesPanel<A> slopes;
   };
-  static Shape shape_of(const AttentionProblem<Q, KV>& n, const AttentionBackwardKernels<Q, KV>& kernels) {
+  static Shape shape_of(const AttentionProblem<Q>& n, const AttentionBackwardKernels<Q>& kernels) {
     const Index panel = kernels.forward.arithmetic.panel_columns();
     return {.panel = panel,
             .panels = std::min(std::max<Index>(1, max_rows / panel), ceil_div(n.S, panel)),
@@ -57,8 +57,8 @@ class BackwardBlock {
             .scale = n.scale,
             .slopes = nullptr};
   }
-  BackwardBlock(const AttentionBackwardProblem<Q, KV>& problem, const Rules<A>& rules,
-                const AttentionBackwardKernels<Q, KV>& kernels, const Shape& shape, Scratch& scratch)
+  BackwardBlock(const AttentionBackwardProblem<Q>& problem, const Rules<A>& rules,
+                const AttentionBackwardKernels<Q>& kernels, const Shape& shape, Scratch& scratch)
       : problem_(problem),
         n_(problem.forward),
         rules_(rules),
@@ -83,8 +83,8 @@ class BackwardBlock {
         output_rows(scratch.take<A>(block_rows() * v_stride)),
         weights(scratch.take<A>(step_keys * row)),
         gradients(scratch.take<A>(step_keys * row)),
-        k(arithmetic_, kernels.forward.keys, key_rows(n_.k.row, n_.D), scratch),
-        v(arithmetic_, kernels.forward.keys, key_rows(n_.v.row, n_.Dv), scratch) {}
+        k(arithmetic_, kernels.forward.keys, key_rows(kernels.forward.keys, n_.k.row, n_.D), scratch),
+        v(arithmetic_, kernels.forward.values, key_rows(kernels.forward.values, n_.v.row, n_.Dv), scratch) {}
 
   [[nodiscard]] Index block_rows() const { return shape_.panel * shape_.panels; }
   [[nodiscard]] Index count(Index at) const { return std::min(shape_.panel, rows - at); }
@@ -156,8 +156,8 @@ class BackwardBlock {
  private:
   /// The stride of rows that are copied or summed up, in whole vectors.
   [[nodiscard]] Index padded_stride(Index size) const { return copied_stride<A>(arithmetic_.padded(size)); }
-  [[nodiscard]] typename RowSource<KV>::Shape key_rows(Index stride, Index size) const {
-    const bool copied = is_converted<KV> || aliases_in_cache<KV>(stride);
+  [[nodiscard]] typename RowSource<A>::Shape key_rows(const RowFormat<A>& format, Index stride, Index size) const {
+    const bool copied = format.converted || aliases_in_cache(stride);
     return {.stride = stride,
             .size = size,
             .copied = copied,
@@ -186,7 +186,7 @@ class BackwardBlock {
     }
   }
   /// to[key][query] = rows of keys or values times queries or dO, times a factor.
-  void multiply_keys(A* to, typename RowSource<KV>::Rows from, const A* transposed, Index depth, const A* factor,
+  void multiply_keys(A* to, typename RowSource<A>::Rows from, const A* transposed, Index depth, const A* factor,
                      const Seen& seen, Index at) {
     multiply(arithmetic_,
              Product<A>{.a = from.first,
@@ -200,10 +200,10 @@ class BackwardBlock {
              seen.keys(), count(at), {});
   }
 
-  const AttentionBackwardProblem<Q, KV>& problem_;
-  const AttentionProblem<Q, KV>& n_;
+  const AttentionBackwardProblem<Q>& problem_;
+  const AttentionProblem<Q>& n_;
   const Rules<A>& rules_;
-  const AttentionBackwardKernels<Q, KV>& kernels_;
+  const AttentionBackwardKernels<Q>& kernels_;
   const Arithmetic<A>& arithmetic_;
   const Shape& shape_;
   A *queries_, *outputs_;                     // [panel][D][query], [panel][Dv][query]: q and dO
@@ -221,7 +221,7 @@ class BackwardBlock {
   Index first_row = 0, rows = 0;   // queries of the block
   A *query_rows, *output_rows;     // [query][D], [query][Dv]: q and dO
   A *weights, *gradients;          // of a block, [key of the step][query]
-  RowSource<KV> k, v;
+  RowSource<A> k, v;
 };
 
 }  // namespace ATTN_UNIT_FLAGS

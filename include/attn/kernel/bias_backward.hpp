@@ -20,16 +20,16 @@ namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
 /// The plan.
-template <class Q, class KV>
+template <class Q>
 class BiasGradientTasks {
   using A = AccumulatorOf<Q>;
-  using Block = BackwardBlock<Q, KV>;
+  using Block = BackwardBlock<Q>;
 
  public:
   /// gradient: of the tensor, whose shape is [B or 1, H or 1, S or 1, T or 1]. slopes: the derivative of a score with respect
   /// to it; null where that is 1.
-  BiasGradientTasks(const AttentionBackwardProblem<Q, KV>& problem, const Rules<A>& rules,
-                    const AttentionBackwardKernels<Q, KV>& kernels, SlopesPanel<A> slopes, const Heads<A>& gradient,
+  BiasGradientTasks(const AttentionBackwardProblem<Q>& problem, const Rules<A>& rules,
+                    const AttentionBackwardKernels<Q>& kernels, SlopesPanel<A> slopes, const Heads<A>& gradient,
                     const std::array<Index, 4>& shape)
       : problem_(problem), n_(problem.forward), rules_(rules), kernels_(kernels), gradient_(gradient), shape_(shape) {
     block_ = Block::shape_of(n_, kernels);
@@ -116,10 +116,10 @@ class BiasGradientTasks {
     double* sums_;  // [key][query], of the part of the tensor
   };
 
-  const AttentionBackwardProblem<Q, KV>& problem_;
-  const AttentionProblem<Q, KV>& n_;
+  const AttentionBackwardProblem<Q>& problem_;
+  const AttentionProblem<Q>& n_;
   const Rules<A>& rules_;
-  const AttentionBackwardKernels<Q, KV>& kernels_;
+  const AttentionBackwardKernels<Q>& kernels_;
   const Heads<A> gradient_;
   const std::array<Index, 4> shape_;
   typename Block::Shape block_;

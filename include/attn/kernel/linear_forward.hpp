@@ -229,7 +229,7 @@ class LinearTasks {
       return;
     }
     if constexpr (!is_converted<X>) {
-      if (part.rows == 1 || !aliases_in_cache<X>(problem_.x_row)) {
+      if (part.rows == 1 || !aliases_in_cache(problem_.x_row * Index{sizeof(X)})) {
         part.x = x + skipped, part.x_row = problem_.x_row;
         return;
       }

@@ -1,6 +1,7 @@
 // Floor 2. What a kernel is told: pointers, sizes, strides. The same for every instruction set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -53,18 +54,25 @@ struct Heads {
   [[nodiscard]] T* at(Index b, Index h, Index s) const { return data + b * batch + h * head + s * row; }
 };
 
-/// Attention of all heads. Queries and outputs are stored as Q, keys and values as KV.
-template <class Q, class KV>
+/// Rows of keys or values [B,G,T,size] in some format; strides are in bytes, the last axis is contiguous.
+struct StoredRows {
+  const std::byte* data;
+  Index batch, head, row;
+
+  [[nodiscard]] const std::byte* at(Index b, Index g, Index t) const { return data + b * batch + g * head + t * row; }
+};
+
+/// Attention of all heads. Queries and outputs are stored as Q, keys and values each in a format of their own.
+template <class Q>
 struct AttentionProblem {
   using A = AccumulatorOf<Q>;
-  static_assert(std::is_same_v<A, AccumulatorOf<KV>>, "queries, keys and values are computed in one type");
 
   Index B;      ///< batch entries
   Index H, G;   ///< query heads, key/value heads
   Index S, T;   ///< queries, keys
   Index D, Dv;  ///< head size of q and k, and of v
   Heads<const Q> q;
-  Heads<const KV> k, v;
+  StoredRows k, v;
   Heads<Q> y;
   A* log_sum_exp;  ///< [B,H,S], or null
   Q* weights;      ///< [B,H,S,T], or null
@@ -84,17 +92,16 @@ struct AttentionProblem {
 };
 
 /// The backward pass of an attention: the forward problem, its results, and where the gradients go.
-template <class Q, class KV>
+template <class Q>
 struct AttentionBackwardProblem {
   using A = AccumulatorOf<Q>;
 
-  AttentionProblem<Q, KV> forward;  ///< its outputs are not looked at
+  AttentionProblem<Q> forward;  ///< its outputs are not looked at
   Heads<const Q> y;
   const A* log_sum_exp;  ///< [B,H,S]
   Heads<const Q> grad_y;
   const A* grad_log_sum_exp;  ///< [B,H,S], or null
-  Heads<Q> grad_q;
-  Heads<KV> grad_k, grad_v;
+  Heads<Q> grad_q, grad_k, grad_v;
 };
 
 }  // namespace attn::kernel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "../error.hpp"
@@ -13,34 +14,56 @@
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
+/// A row of n numbers in 8 bits, of which the largest has magnitude 127, and behind them, at the next multiple of 4 bytes,
+/// their scale as a float. A row with infinities or NaN has a scale of NaN.
+struct ScaledBytes {};
+
+/// How rows of keys or values are stored. A is the type that sums are in.
+template <class A>
+struct RowFormat {
+  bool converted;  ///< to A, before anything is computed with them
+  bool scaled;     ///< ScaledBytes
+  Index element;   ///< bytes of an element
+  /// to[row][i] = from[row][i]; `from_row` is in bytes.
+  void (*load)(A* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n);
+  /// Attention of few queries over rows as they are stored; null where these must be copied.
+  void (*score_rows)(const RowScores<A>& call);
+  void (*weigh_rows)(const RowAverage<A>& call);
+  /// Stores a row of n elements, rounded to nearest; null for types that sums are in, whose rows are copied.
+  void (*store)(std::byte* to, const float* from, Index n);
+
+  /// Bytes of a row.
+  [[nodiscard]] Index row_bytes(Index n) const {
+    return scaled ? round_up(n, Index{sizeof(float)}) + Index{sizeof(float)} : n * element;
+  }
+};
+
 /// Rows of k or v of one head, a step of keys at a time. They are read in place, or, if they need conversion, padding or
 /// another stride, copied to scratch memory, each row once and only when it is asked for: keys that no query attends are
 /// never read. Copies stay until their slot is needed for another step.
-template <class Storage>
+template <class A>
 class RowSource {
-  using A = AccumulatorOf<Storage>;
-
  public:
   /// How rows are read.
   struct Shape {
-    Index stride;  ///< from one row to the next
+    Index stride;  ///< from one row to the next, in bytes
     Index size;    ///< elements of a row
     bool copied;
-    Index width;  ///< from one copied row to the next, at least `size` in whole vectors
+    Index width;  ///< from one copied row to the next, in elements; at least `size` in whole vectors
     Index step;   ///< rows of a step, at most 64
     Index slots;  ///< steps whose copies are kept
   };
 
-  [[gnu::noinline]] RowSource(const Arithmetic<A>& arithmetic, const Codec<Storage>& codec, const Shape& shape,
+  [[gnu::noinline]] RowSource(const Arithmetic<A>& arithmetic, const RowFormat<A>& format, const Shape& shape,
                               attn::detail::Scratch& scratch)
-      : codec_(codec), shape_(shape), padded_(arithmetic.padded(shape.size)) {
+      : format_(format), shape_(shape), padded_(arithmetic.padded(shape.size)) {
     if (!shape.copied) return;
     slots_ = scratch.take<Slot>(shape.slots);
     copy_ = scratch.take<A>(shape.slots * shape.step * shape.width);
   }
 
   /// Reads the rows from `first` on from now on.
-  void begin(const Storage* first) {
+  void begin(const std::byte* first) {
     if (first == first_) return;
     first_ = first;
     for (Index i = 0; i < shape_.slots && shape_.copied; ++i) slots_[i] = {-1, 0};
@@ -52,10 +75,19 @@ class RowSource {
   };
   /// Rows `begin` to before `end`, at least one, of the step that starts at `step_begin`.
   Rows rows(Index step_begin, Index begin, Index end) {
-    if constexpr (!is_converted<Storage>) {
-      if (!shape_.copied) return {first_ + begin * shape_.stride, shape_.stride};
-    }
-    return copied_rows(step_begin, begin, end);
+    if (shape_.copied) return copied_rows(step_begin, begin, end);
+    const void* const row = first_ + begin * shape_.stride;
+    return {static_cast<const A*>(row), shape_.stride / Index{sizeof(A)}};
+  }
+  /// The same rows as bytes: as they are stored, where they are not copied.
+  struct StoredRows {
+    const std::byte* first;
+    Index stride;  ///< in bytes
+  };
+  StoredRows stored_rows(Index step_begin, Index begin, Index end) {
+    if (!shape_.copied) return {first_ + begin * shape_.stride, shape_.stride};
+    const Rows copies = copied_rows(step_begin, begin, end);
+    return {reinterpret_cast<const std::byte*>(copies.first), copies.stride * Index{sizeof(A)}};
   }
   /// Rows of the step at `step_begin` to prefetch, `count` of them from `begin` on: the copies, if there are any.
   [[nodiscard]] Prefetch ahead(Index step_begin, Index begin, Index count) const {
@@ -65,7 +97,7 @@ class RowSource {
       if (slot.step_begin == step_begin && row < 64 && (slot.copied >> row & 1) != 0)
         return Prefetch::of(copy_of(step_begin) + row * shape_.width, shape_.width, shape_.size, count);
     }
-    return Prefetch::of(first_ + begin * shape_.stride, shape_.stride, shape_.size, count);
+    return Prefetch::of(first_ + begin * shape_.stride, shape_.stride, format_.row_bytes(shape_.size), count);
   }
 
  private:
@@ -99,15 +131,15 @@ class RowSource {
     return copy_ + slot_index(step_begin) * shape_.step * shape_.width;
   }
   void load(A* to, Index begin, Index end) const {
-    codec_.load(to, shape_.width, first_ + begin * shape_.stride, shape_.stride, end - begin, shape_.size);
+    format_.load(to, shape_.width, first_ + begin * shape_.stride, shape_.stride, end - begin, shape_.size);
     for (; begin < end; ++begin, to += shape_.width)
       for (Index i = shape_.size; i < padded_; ++i) to[i] = 0;
   }
 
-  const Codec<Storage>& codec_;
+  const RowFormat<A>& format_;
   Shape shape_;
   Index padded_;  // elements of a row in whole vectors
-  const Storage* first_ = nullptr;
+  const std::byte* first_ = nullptr;
   Slot* slots_ = nullptr;
   A* copy_ = nullptr;
 };

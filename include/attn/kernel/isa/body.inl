@@ -4,6 +4,7 @@
 #include "vector.inl"
 #include "convert.inl"
 #include "transpose.inl"
+#include "rows.inl"
 #include "tile.inl"
 #include "softmax.inl"
 #include "scores.inl"
@@ -17,8 +18,8 @@ template <class A>
 inline constexpr Arithmetic<A> arithmetic{
     .lanes = lanes<A>,
     .panel_tiles = {panel_tiles<A, 1>, panel_tiles<A, 2>, panel_tiles<A, 3>},
-    .skinny_tiles = {skinny_tiles<A, 2, skinny_vectors>, skinny_tiles<A, 4, skinny_vectors / 2>, skinny_tiles<A, 4, 1>},
-    .score_rows = score_rows<A>,
+    .score_rows = score_rows<A, A>,
+    .weigh_rows = weigh_rows<A, A>,
     .softmax_panel = softmax_panel<A>,
     .softmax_line = softmax_line<A>,
     .transpose = transpose_rows<A, A>,
@@ -40,3 +41,12 @@ inline constexpr WeightReader weight_reader{.bits = weight_bits<W>,
                                             .multiply = multiply_weights<W>,
                                             .round_inputs = round_inputs,
                                             .multiply_groups = group_product<W>()};
+
+template <class A, class Storage>
+inline constexpr RowFormat<A> row_format{.converted = !std::is_same_v<A, Storage>,
+                                         .scaled = std::is_same_v<Storage, ScaledBytes>,
+                                         .element = sizeof(Storage),
+                                         .load = load_rows<A, Storage>,
+                                         .score_rows = stored_scores<A, Storage>(),
+                                         .weigh_rows = stored_averages<A, Storage>(),
+                                         .store = row_store<Storage>()};

@@ -1,12 +1,55 @@
 // Part of body.inl: elements stored in 16 bits, and their conversion.
 
-// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory: by the CPU, or by integer
-// arithmetic, which gives the same.
-ATTN_INLINE Vec<float> load(const Bfloat16* from) {
+// g++ is told by name: it takes a conversion apart into halves of vectors, or bytes one by one (2 to 10 times as long).
+#if defined(__x86_64__) && ATTN_VECTOR_BYTES >= 32 && !defined(__clang__)
+#define ATTN_NAMED_CONVERSIONS
+#endif
+inline constexpr auto all_lanes = static_cast<unsigned short>(-1);
+
+/// A vector of numbers of 16 bits without a sign.
+ATTN_INLINE Bits<float> load_words(const void* from) {
   Simd<float>::Narrow narrow;
   __builtin_memcpy(&narrow, from, sizeof narrow);
-  return from_bits<float>(__builtin_convertvector(narrow, Bits<float>) << 16);
+#if !defined(ATTN_NAMED_CONVERSIONS)
+  return __builtin_convertvector(narrow, Bits<float>);
+#elif ATTN_VECTOR_BYTES == 64
+  typedef short Words __attribute__((vector_size(32)));
+  return __builtin_ia32_pmovzxwd512_mask(reinterpret_cast<Words>(narrow), Bits<float>{}, all_lanes);
+#else
+  typedef short Words __attribute__((vector_size(16)));
+  return __builtin_ia32_pmovzxwd256(reinterpret_cast<Words>(narrow));
+#endif
 }
+/// A vector of numbers of 8 bits with a sign.
+ATTN_INLINE Bits<float> load_bytes(const void* from) {
+#if !defined(ATTN_NAMED_CONVERSIONS)
+  typedef std::int8_t Bytes __attribute__((vector_size(ATTN_VECTOR_BYTES / 4)));
+  Bytes narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  return __builtin_convertvector(narrow, Bits<float>);
+#else
+  typedef char Bytes __attribute__((vector_size(16)));
+  Bytes narrow = {};
+  __builtin_memcpy(&narrow, from, lanes<float>);
+#if ATTN_VECTOR_BYTES == 64
+  return __builtin_ia32_pmovsxbd512_mask(narrow, Bits<float>{}, all_lanes);
+#else
+  return __builtin_ia32_pmovsxbd256(narrow);
+#endif
+#endif
+}
+/// The lower 8 bits of each lane.
+ATTN_INLINE void store_bytes(void* to, Bits<float> numbers, Index n = lanes<float>) {
+  typedef std::int16_t Words __attribute__((vector_size(ATTN_VECTOR_BYTES / 2)));
+  typedef std::int8_t Bytes __attribute__((vector_size(ATTN_VECTOR_BYTES / 4)));
+  const Bytes bytes = __builtin_convertvector(__builtin_convertvector(numbers, Words), Bytes);
+  __builtin_memcpy(to, &bytes, static_cast<std::size_t>(n));
+}
+#undef ATTN_NAMED_CONVERSIONS
+
+// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory: by the CPU, or by integer
+// arithmetic, which gives the same.
+ATTN_INLINE Vec<float> load(const Bfloat16* from) { return from_bits<float>(load_words(from) << 16); }
 ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
   const Bits<float> b = bits<float>(v);
   const Bits<float> rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
@@ -47,9 +90,7 @@ ATTN_INLINE void store(Half* to, Vec<float> v) {
 }
 #else
 ATTN_INLINE Vec<float> load(const Half* from) {
-  Simd<float>::Narrow narrow;
-  __builtin_memcpy(&narrow, from, sizeof narrow);
-  const Bits<float> wide = __builtin_convertvector(narrow, Bits<float>);
+  const Bits<float> wide = load_words(from);
   const Bits<float> sign = (wide & 0x8000) << 16, magnitude = (wide & 0x7FFF) << 13;
   // The exponent is 112 too small. A subnormal becomes 2^-14 (1 + m), less 2^-14: no operand or result is subnormal, so
   // that flush-to-zero, which -Ofast programs set, leaves it alone. Infinity and NaN keep all exponent bits.

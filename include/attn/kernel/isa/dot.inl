@@ -18,7 +18,7 @@ template <class W>
 inline constexpr int dot_zero = W::zero;
 template <class W>
 ATTN_INLINE Bits<float> dot_words(const std::byte* from) {
-  return load_words(from);
+  return load_group_words(from);
 }
 #elif defined(__aarch64__)
 #define ATTN_DOT_INSTRUCTION
@@ -38,7 +38,7 @@ template <class W>
 inline constexpr int dot_zero = std::is_same_v<W, Int8> ? 0 : W::zero;
 template <class W>
 ATTN_INLINE Bits<float> dot_words(const std::byte* from) {
-  const Bits<float> words = load_words(from);
+  const Bits<float> words = load_group_words(from);
   if constexpr (std::is_same_v<W, Int8>) return words ^ static_cast<std::int32_t>(0x80808080);  // less 128
   return words;
 }

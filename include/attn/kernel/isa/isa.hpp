@@ -82,7 +82,12 @@ inline bool cpu_has_byte_dots(Isa isa) {
   if (isa == Isa::avx512) return (CpuId(7).c & avx512_vnni) != 0;
   return isa == Isa::avx2 && (CpuId(7, 1).a & avx_vnni) != 0;
 }
+inline bool cpu_is_intel() {
+  const CpuId vendor(0);
+  return vendor.b == 0x756E6547 && vendor.d == 0x49656E69 && vendor.c == 0x6C65746E;  // GenuineIntel
+}
 #else
+inline bool cpu_is_intel() { return false; }
 inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
 /// Whether the CPU has dot products of bytes: those of Armv8.2.
 inline bool cpu_has_byte_dots(Isa) {
@@ -147,6 +152,18 @@ inline constinit std::atomic<Isa> chosen_isa{undecided};
 
 inline constinit std::atomic<signed char> byte_dots_wanted{-1};  // -1: not yet decided
 
+inline constexpr Index intel_decode_prefetch = 2048;
+inline constinit std::atomic<Index> decode_prefetch_wanted{-1};
+[[gnu::cold]] inline Index default_decode_prefetch() {
+  const char* const said = std::getenv("ATTN_DECODE_PREFETCH");
+  if (said == nullptr || *said == '\0') return cpu_is_intel() ? intel_decode_prefetch : 0;
+  char* end = nullptr;
+  const long bytes = std::strtol(said, &end, 10);
+  require(*end == '\0' && bytes >= 0 && bytes <= 1 << 20, "decode_prefetch",
+          "ATTN_DECODE_PREFETCH, expected bytes from 0 to 1048576, got ", std::string_view(said));
+  return bytes;
+}
+
 }  // namespace detail
 
 /// The instruction set that attn uses: the best one, or what ATTN_ISA (baseline, avx2, avx512) or set_active_isa says.
@@ -182,5 +199,24 @@ inline void set_active_isa(Isa isa) {
 }
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
+
+/// How many bytes ahead decoding prefetches keys and values; 0: it leaves that to the CPU. What is best depends on the CPU: with
+/// 2048 bytes Intel's Emerald Rapids read 5 % faster (with keys in fewer bits 25 to 40 %), AMD's Zen 4 10 % slower. So it is
+/// 2048 on Intel's CPUs and 0 on others, unless ATTN_DECODE_PREFETCH or set_decode_prefetch says otherwise. Results do not
+/// depend on it. Errors: ATTN_DECODE_PREFETCH is not a number of bytes up to 2^20.
+[[nodiscard]] inline Index decode_prefetch() {
+  Index bytes = detail::decode_prefetch_wanted.load(std::memory_order_relaxed);
+  if (bytes < 0) {
+    bytes = detail::default_decode_prefetch();
+    detail::decode_prefetch_wanted.store(bytes, std::memory_order_relaxed);
+  }
+  return bytes;
+}
+/// Sets it for all threads, from the next call on. Errors: less than 0 or more than 2^20 bytes.
+inline void set_decode_prefetch(Index bytes) {
+  detail::require(bytes >= 0 && bytes <= 1 << 20, "set_decode_prefetch", "expected bytes from 0 to 1048576, got ",
+                  bytes);
+  detail::decode_prefetch_wanted.store(bytes, std::memory_order_relaxed);
+}
 
 }  // namespace attn

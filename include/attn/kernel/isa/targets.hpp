@@ -17,6 +17,7 @@
 #include "../arithmetic.hpp"
 #include "../codec.hpp"
 #include "../gemm.hpp"
+#include "../row_source.hpp"
 #include "../rules.hpp"
 #include "../weights.hpp"
 #include "isa.hpp"
@@ -89,6 +90,16 @@ template <class Storage>
   if (isa == Isa::avx2) return avx2::codec<Storage>;
 #endif
   return baseline::codec<Storage>;
+}
+
+/// A format of keys or values, as rows of A.
+template <class A, class Storage>
+[[nodiscard]] const RowFormat<A>& row_format_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::row_format<A, Storage>;
+  if (isa == Isa::avx2) return avx2::row_format<A, Storage>;
+#endif
+  return baseline::row_format<A, Storage>;
 }
 
 /// What reads weights of a format.

@@ -61,7 +61,3 @@ __attribute__((noinline)) void tile(const Product<A, A, B>& product, const char*
 /// The tiles of a panel.
 template <class A, int N>
 inline constexpr Tiles<A> panel_tiles{tile_rows, N* lanes<A>, tile<A, tile_rows, N>, tile<A, 1, N>};
-/// The tiles of skinny products are wide: rows of 512 bytes read whole gave 20 GB/s, halves of them 15 (one core of AMD Zen 4).
-template <class A, int R, int N>
-inline constexpr Tiles<A> skinny_tiles{R, N* lanes<A>, tile<A, R, N>, tile<A, 1, N>};
-inline constexpr int skinny_vectors = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4;

@@ -13,7 +13,7 @@ ATTN_INLINE Vec<float> weights_at(Bits<float> words, int input, Vec<float> scale
   return __builtin_convertvector(numbers, Vec<float>) * scales;
 }
 /// A vector of words of grouped weights: of some outputs, four or eight inputs each.
-ATTN_INLINE Bits<float> load_words(const std::byte* from) {
+ATTN_INLINE Bits<float> load_group_words(const std::byte* from) {
   Bits<float> words;
   __builtin_memcpy(&words, from, sizeof words);
   return words;
@@ -28,7 +28,7 @@ __attribute__((noinline)) void load_weights(float* to, const WeightPart& part, I
     for (; inputs > 0; inputs -= group_inputs, scales += panel_outputs)
       for (int w = 0; w < weight_bits<W>; ++w, to += word_inputs<W> * panel_outputs)
         for (int o = 0; o < panel_outputs; o += lanes<float>, word += sizeof(Bits<float>)) {
-          const Bits<float> words = load_words(word);
+          const Bits<float> words = load_group_words(word);
           const Vec<float> scale = load(scales + o);
           ATTN_UNROLL
           for (int i = 0; i < word_inputs<W>; ++i) store(to + i * panel_outputs + o, weights_at<W>(words, i, scale));
@@ -55,7 +55,7 @@ __attribute__((noinline)) void grouped_tile(const WeightProduct<float>& product,
     for (int w = 0; w < weight_bits<W>; ++w, word += panel_outputs * 4) {
       Bits<float> words[std::size_t{N}];
       ATTN_UNROLL
-      for (int n = 0; n < N; ++n) words[n] = load_words(word + n * static_cast<int>(sizeof(Bits<float>)));
+      for (int n = 0; n < N; ++n) words[n] = load_group_words(word + n * static_cast<int>(sizeof(Bits<float>)));
       if (prefetch != nullptr) {
         for (int line = 0; line < panel_outputs * 4; line += 64) __builtin_prefetch(prefetch + line);
         prefetch += panel_outputs * 4;
@@ -117,42 +117,22 @@ void multiply_weights(const WeightProduct<float>& product) {
 
 /// Rounds a row of n inputs to 8 bits, and fills its last group with zeros.
 inline void round_inputs(InputGroup* to, const float* from, Index n) {
-  constexpr int vectors = static_cast<int>(group_inputs) / lanes<float>;
-  const Bits<float> all_but_sign = 0x7FFFFFFF - Bits<float>{};
+  constexpr std::int32_t infinity = 0x7F800000, least = 0x0D800000, nan = 0x7FC00000;  // least: 2^-100, taken for 0
   for (; n > 0; n -= group_inputs, from += group_inputs, ++to) {
     alignas(64) float last[static_cast<std::size_t>(group_inputs)] = {};
-    const float* x = from;
-    if (n < group_inputs) {
-      __builtin_memcpy(last, from, static_cast<std::size_t>(n) * sizeof(float));
-      x = last;
-    }
-    Bits<float> magnitudes = {};
-    for (int i = 0; i < vectors; ++i) {
-      const Bits<float> magnitude = bits<float>(load(x + i * lanes<float>)) & all_but_sign;
-      magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
-    }
-    std::int32_t largest = 0;
-    for (int i = 0; i < lanes<float>; ++i) largest = std::max<std::int32_t>(largest, magnitudes[i]);
-    constexpr std::int32_t infinity = 0x7F800000, least = 0x0D800000, nan = 0x7FC00000;  // least: 2^-100
+    if (n < group_inputs) __builtin_memcpy(last, from, static_cast<std::size_t>(n) * sizeof(float));
+    const float* const x = n < group_inputs ? last : from;
+    const std::int32_t largest = largest_magnitude(x, group_inputs);
+    const bool rounds = largest > least && largest < infinity;
     std::int32_t scale = largest < infinity ? 0 : nan;
-    float inverse = 0;
-    if (largest < infinity && largest > least) {
-      // To 16 bits, upwards, so that no number passes 127.
+    if (rounds)  // to 16 bits, upwards, so that no number passes 127
       scale = (__builtin_bit_cast(std::int32_t, __builtin_bit_cast(float, largest) / 127) + 0xFF) & ~0xFF;
-      inverse = 1 / __builtin_bit_cast(float, scale);
-    }
-    typedef std::int8_t Numbers __attribute__((vector_size(ATTN_VECTOR_BYTES / 4)));
+    const float factor = rounds ? 1 / __builtin_bit_cast(float, scale) : 0.F;
     Bits<float> sums = {};
-    for (int i = 0; i < vectors; ++i) {
-      Bits<float> number = {};
-      if (scale != 0 && scale != nan) {
-        // Adding 1.5 2^23 rounds to a whole number, which is then in the lower bits.
-        const Vec<float> rounded = opaque(load(x + i * lanes<float>) * inverse + 0x1.8p23F);
-        number = bits<float>(rounded) - bits<float>(splat(0x1.8p23F));
-      }
-      sums += number;
-      const Numbers narrow = __builtin_convertvector(number, Numbers);
-      __builtin_memcpy(to->number + i * lanes<float>, &narrow, sizeof narrow);
+    for (int i = 0; i < static_cast<int>(group_inputs); i += lanes<float>) {
+      const Bits<float> numbers = rounds ? nearest(load(x + i) * factor) : Bits<float>{};
+      store_bytes(to->number + i, numbers);
+      sums += numbers;
     }
     to->sum = 0;
     for (int i = 0; i < lanes<float>; ++i) to->sum += sums[i];
