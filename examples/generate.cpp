@@ -18,6 +18,8 @@ constexpr auto help = R"(usage: generate --checkpoint F --tokenizer F [options]
   --steps N         tokens in all, the prompt's included (default: 256, or what the model can see)
   --temperature X   0: always the likeliest token; higher: bolder (default: 1)
   --top-p X         draw from the likeliest tokens that reach this probability together; 1: from all (default: 0.9)
+  --weights F       store weights as bfloat16, half, int8 or int4 (default: native, the checkpoint's float)
+  --cache F         cache keys and values as bfloat16, half or int8 (default: native)
   --seed N          the same seed tells the same story, and llama2.c's (default: 42)
   --help            this text
 The text goes to standard output, the speed to standard error.
@@ -25,6 +27,8 @@ The text goes to standard output, the speed to standard error.
 
 struct Options {
   std::string checkpoint, tokenizer, prompt;
+  attn::WeightFormat weights = attn::WeightFormat::native;
+  attn::CacheFormat cache = attn::CacheFormat::native;
   std::optional<attn::Index> steps;
   float temperature = 1.0F, top_p = 0.9F;
   std::uint64_t seed = 42;
@@ -32,6 +36,22 @@ struct Options {
 };
 
 void read_value(const std::string&, const std::string& text, std::string& to) { to = text; }
+/// One of the first `count` formats, by its name.
+template <class Format>
+void read_format(const std::string& flag, const std::string& text, Format& to, int count,
+                 std::string_view (*name)(Format)) {
+  for (int i = 0; i < count; ++i) {
+    to = static_cast<Format>(i);
+    if (text == name(to)) return;
+  }
+  throw attn::Error("[generate] " + flag + ", expected a format that --help lists, got \"" + text + '"');
+}
+void read_value(const std::string& flag, const std::string& text, attn::WeightFormat& to) {
+  read_format(flag, text, to, 5, attn::weight_format_name);
+}
+void read_value(const std::string& flag, const std::string& text, attn::CacheFormat& to) {
+  read_format(flag, text, to, 4, attn::cache_format_name);
+}
 template <class Number>
 void read_value(const std::string& flag, const std::string& text, Number& to) {
   std::istringstream in(text);
@@ -55,8 +75,8 @@ Options parse(const std::vector<std::string>& arguments) {
     };
     o.help = flag == "--help";
     if (!o.help && !is("--checkpoint", o.checkpoint) && !is("--tokenizer", o.tokenizer) && !is("--prompt", o.prompt) &&
-        !is("--steps", o.steps) && !is("--temperature", o.temperature) && !is("--top-p", o.top_p) &&
-        !is("--seed", o.seed))
+        !is("--steps", o.steps) && !is("--weights", o.weights) && !is("--cache", o.cache) &&
+        !is("--temperature", o.temperature) && !is("--top-p", o.top_p) && !is("--seed", o.seed))
       throw attn::Error("[generate] flags, expected one of those that --help lists, got \"" + flag + '"');
   }
   if (!o.help && (o.checkpoint.empty() || o.tokenizer.empty()))
@@ -80,7 +100,9 @@ int main(int argc, char** argv) try {
     return 0;
   }
   attn::examples::Sampler sampler(options.temperature, options.top_p, options.seed);
-  const attn::examples::Llama model = attn::examples::load_checkpoint(options.checkpoint);
+  attn::examples::Llama model = attn::examples::load_checkpoint(options.checkpoint);
+  model.store_weights(options.weights);
+  model.cache_format = options.cache;
   const attn::examples::Tokenizer tokenizer(options.tokenizer);
   const attn::Index steps = options.steps.value_or(std::min<attn::Index>(256, model.config.max_length));
 

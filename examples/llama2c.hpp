@@ -92,6 +92,7 @@ struct Llama {
   std::vector<LlamaLayer> layers;
   RmsNorm<float> final_norm;
   Linear<float> output;  // [V,E]
+  CacheFormat cache_format = CacheFormat::native;
 
   explicit Llama(const LlamaConfig& c)
       : config(c),
@@ -104,8 +105,19 @@ struct Llama {
 
   [[nodiscard]] LlamaCache make_cache(Index B, Index capacity) const {
     LlamaCache cache;
-    for (const LlamaLayer& layer : layers) cache.push_back(layer.attention.make_cache(B, capacity));
+    for (const LlamaLayer& layer : layers) cache.push_back(layer.attention.make_cache(B, capacity, cache_format));
     return cache;
+  }
+
+  /// Stores the weights of all layers in a format; the embedding stays as it is.
+  void store_weights(WeightFormat format) {
+    for (LlamaLayer& layer : layers) {
+      layer.attention.store_weights(format);
+      SwiGlu& feed_forward = layer.feed_forward;
+      for (Linear<float>* linear : {&feed_forward.gate, &feed_forward.up, &feed_forward.down})
+        linear->store_weights(format);
+    }
+    output.store_weights(format);
   }
 
   /// Logits [B,S,V] of tokens [B,S]; with a cache these follow the tokens that it holds, and are added to it.

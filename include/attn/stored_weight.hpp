@@ -175,19 +175,44 @@ class StoredWeight {
     values_[byte] = static_cast<std::byte>(others | number << shift);
   }
 
-  /// Rounds a group. The scale maps its largest weight to 127, or, with 4 bits, to -8: they reach further down than up.
+  /// Rounds a group. The scale maps its largest weight to 127 or, with 4 bits, to -8: these numbers reach further down than up.
   void set_group(Index o, Index first, const float* weights, Index n) {
-    const float extreme =
-        *std::max_element(weights, weights + n, [](float a, float b) { return std::abs(a) < std::abs(b); });
-    const int least = format_ == WeightFormat::int8 ? -127 : -8, most = format_ == WeightFormat::int8 ? 127 : 7;
-    const Eigen::half rounded(format_ == WeightFormat::int8 ? std::abs(extreme) / 127 : extreme / -8);
-    scale(o, first) = rounded;
-    const auto step = static_cast<float>(rounded);
-    for (Index i = 0; i < n; ++i) {
-      const float steps = step == 0 ? 0 : weights[i] / step;
-      const auto nearest = static_cast<int>(std::lrint(std::clamp(steps, -1000.F, 1000.F)));
-      set_number(o, first + i, std::clamp(nearest, least, most) + zero());
+    const auto smaller = [](float a, float b) { return std::abs(a) < std::abs(b); };
+    const float extreme = *std::max_element(weights, weights + n, smaller);
+    const Rounding rounding = format_ == WeightFormat::int8 ? Rounding{Eigen::half(std::abs(extreme) / 127), -127, 127}
+                                                            : best_of_4_bits(extreme, weights, n);
+    scale(o, first) = rounding.scale;
+    for (Index i = 0; i < n; ++i) set_number(o, first + i, rounding.number(weights[i]) + zero());
+  }
+  /// How a group is rounded: number * scale.
+  struct Rounding {
+    Eigen::half scale;
+    int least, most;
+
+    [[nodiscard]] int number(float weight) const {
+      const auto step = static_cast<float>(scale);
+      const float steps = step == 0 ? 0 : weight / step;
+      return std::clamp(static_cast<int>(std::lrint(std::clamp(steps, -1000.F, 1000.F))), least, most);
     }
+    [[nodiscard]] float squared_error(const float* weights, Index n) const {
+      float sum = 0;
+      for (Index i = 0; i < n; ++i) {
+        const float error = static_cast<float>(number(weights[i])) * static_cast<float>(scale) - weights[i];
+        sum += error * error;
+      }
+      return sum;
+    }
+  };
+  /// With 16 numbers it pays to try several scales: the one with the least squared error.
+  [[nodiscard]] static Rounding best_of_4_bits(float extreme, const float* weights, Index n) {
+    Rounding best{Eigen::half(extreme / -8), -8, 7};
+    float least = best.squared_error(weights, n);
+    for (int step = -8; step <= 8; ++step) {
+      const Rounding other{Eigen::half(extreme / (-8 + 0.125F * static_cast<float>(step))), -8, 7};
+      const float error = other.squared_error(weights, n);
+      if (error < least) best = other, least = error;
+    }
+    return best;
   }
 
   WeightFormat format_ = WeightFormat::native;
