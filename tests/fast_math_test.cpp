@@ -231,22 +231,47 @@ TYPED_TEST(FastMath, KeepsNanInItsOwnRow) {
   });
 }
 
+/// A NaN in a mask, at the first, a middle or the last key of query `bad`, reaches that query alone.
+template <class T, class Attend>
+void expect_nan_in_one_row(Index S, Index keys, Index bad, const Attend& attend) {
+  const Problem<T> p(S, keys);
+  for (const Index at : {Index{0}, keys / 2, keys - 1}) {
+    Tensor<T, 2> mask(S, keys);
+    mask.setZero();
+    mask(bad, at) = nan<T>();
+    const auto got = attend(p, mask);
+    for (Index d = 0; d < 3; ++d)
+      ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "key " << at << " of " << keys << ", " << S << " queries";
+    p.expect(
+        got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
+  }
+}
+
 TYPED_TEST(FastMath, KeepsNanOfASingleScore) {
   using T = TypeParam;
   on_all([&] {
-    for (const auto& [S_, keys_] : sizes) {
-      const Index S = S_, keys = keys_, bad = S - 1;
-      const Problem<T> p(S, keys);
-      for (const Index at : {Index{0}, keys / 2, keys - 1}) {
-        Tensor<T, 2> mask(S, keys);
-        mask.setZero();
-        mask(bad, at) = nan<T>();
-        const auto got = p.run(mask);
-        for (Index d = 0; d < 3; ++d)
-          ASSERT_TRUE(is_nan(got.output(0, 0, bad, d))) << "key " << at << " of " << keys << ", " << S << " queries";
-        p.expect(
-            got, [](Index, Index) { return true; }, [&](Index s) { return s == bad; });
+    for (const auto& [S, keys] : sizes)
+      expect_nan_in_one_row<T>(S, keys, S - 1,
+                               [](const Problem<T>& p, const Tensor<T, 2>& mask) { return p.run(mask); });
+  });
+}
+
+TYPED_TEST(FastMath, KeepsNanOfAStoredLayerInItsRow) {
+  using T = TypeParam;
+  on_all([&] {
+    for (const auto format : {attn::WeightFormat::bfloat16, attn::WeightFormat::int8, attn::WeightFormat::int4}) {
+      attn::Linear<T> linear(70, 5, true, 1);
+      linear.store_weights(format);
+      Tensor<T, 2> x(3, 70);
+      x.setConstant(T(1));
+      x(1, 40) = nan<T>();
+      const Tensor<T, 2> y = linear.forward(x);
+      for (Index o = 0; o < 5; ++o) {
+        ASSERT_TRUE(is_nan(y(1, o))) << weight_format_name(format);
+        ASSERT_FALSE(is_nan(y(0, o)) || is_nan(y(2, o))) << weight_format_name(format);
       }
+      x(1, 40) = T(0);
+      ASSERT_FALSE(is_nan(linear.forward(x)(1, 0)));
     }
   });
 }
@@ -446,17 +471,8 @@ TYPED_TEST(FastMath, KeepsMinusInfinityAndNanInTheReference) {
 
 TYPED_TEST(FastMath, KeepsNanOfASingleScoreInTheReference) {
   using T = TypeParam;
-  constexpr Index S = 3, keys = 9;
-  const Problem<T> p(S, keys);
-  for (const Index at : {Index{0}, keys / 2, keys - 1}) {
-    Tensor<T, 2> mask(S, keys);
-    mask.setZero();
-    mask(1, at) = nan<T>();
-    const auto got = by_reference(p, attn::AdditiveMask(mask));
-    for (Index d = 0; d < 3; ++d) ASSERT_TRUE(is_nan(got.output(0, 0, 1, d))) << "key " << at;
-    p.expect(
-        got, [](Index, Index) { return true; }, [](Index s) { return s == 1; });
-  }
+  expect_nan_in_one_row<T>(
+      3, 9, 1, [](const Problem<T>& p, const Tensor<T, 2>& mask) { return by_reference(p, attn::AdditiveMask(mask)); });
 }
 
 TEST(FastMathNumbers, AreRefusedIfTheyAreNotFinite) {

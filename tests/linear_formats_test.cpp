@@ -91,6 +91,8 @@ TEST(LinearFormats, ComputeTheFormulaOverWhatTheyHold) {
             expect_formula<float>(format, rows, in, out, (rows + in + out) % 2 == 0);
             if (HasFailure()) return;
           }
+    for (const WeightFormat format : formats)
+      for (const Index rows : {1, 5, 40}) expect_formula<float>(format, rows, 2100, 50, true);  // several parts
   });
 }
 

@@ -7,13 +7,16 @@
 //   layer B S E H                 -> the same; LlamaAttention without a mask
 //   training B S E H              -> the same, of the input's gradient; forward and backward of LlamaAttention
 //   gqa B S H G D past            -> the same; causal, S new tokens appended to a cache of `past` ones
+//   quantised BITS M N K          -> the same; M rows through a Linear of N x K in int8 or int4
 //   run N                         -> milliseconds of one run, the mean of N
 //
 // Inputs are [B,S,H*D] tensors by the formula in support.hpp. An error is answered by "error ..." and ends the program.
+#include <cstddef>
 #include <functional>
 #include <iomanip>
 #include <sstream>
 #include <stdexcept>
+#include <vector>
 
 #include "../support.hpp"
 
@@ -97,6 +100,30 @@ Task group_query(Index B, Index S, Index H, Index G, Index D, Index past) {
           y};
 }
 
+/// Numbers from 0 to 2^bits - 1 by the formula, of which 2^(bits - 1) stands for 0, times 2^-12: as blocks of GGUF's.
+Task quantised(Index bits, Index M, Index N, Index K) {
+  if ((bits != 8 && bits != 4) || K % 32 != 0) throw std::invalid_argument("expected 8 or 4 bits, K a multiple of 32");
+  std::vector<float> numbers(static_cast<std::size_t>(N * K));
+  fill(numbers.data(), N * K, 20);
+  const double zero = bits == 8 ? 128 : 8;
+  const auto number = [&](Index i) {
+    const double x = double{numbers[static_cast<std::size_t>(i)]};
+    return static_cast<int>(std::max(zero - 127, std::floor((x + 1) * zero)));
+  };
+  std::vector<std::byte> blocks;
+  for (Index i = 0; i < N * K; i += 32) {
+    blocks.insert(blocks.end(), {std::byte{0x00}, std::byte{0x0C}});  // 2^-12 as half
+    for (Index j = 0; j < (bits == 8 ? 32 : 16); ++j)
+      blocks.push_back(
+          static_cast<std::byte>(bits == 8 ? number(i + j) - 128 : number(i + j) | number(i + j + 16) << 4));
+  }
+  const auto linear = std::make_shared<attn::Linear<float>>(K, N, false);
+  linear->set_quantised_weight(blocks);
+  const auto x = std::make_shared<Tensor<float, 3>>(random<3>({1, M, K}, 1));
+  const auto y = std::make_shared<Tensor<float, 3>>(1, M, N);
+  return {[=] { linear->forward_into(*y, *x); }, y};
+}
+
 std::string answer(const std::string& line, Task& task) {
   std::istringstream words(line);
   std::ostringstream out;
@@ -132,6 +159,8 @@ std::string answer(const std::string& line, Task& task) {
       task = layer(n[0], n[1], n[2], n[3]);
     else if (command == "training")
       task = training(n[0], n[1], n[2], n[3]);
+    else if (command == "quantised")
+      task = quantised(n[0], n[1], n[2], n[3]);
     else if (command == "gqa")
       task = group_query(n[0], n[1], n[2], n[3], n[4], n[5]);
     else

@@ -5,7 +5,7 @@
 //   node compare.js [sweep] [--pairs N] [--threads N] [--only TEXT] [--json FILE] [--attn PROGRAM] [--rival PROGRAM]
 //
 // sweep      sequence lengths 128 to 4096 for plot.py, instead of the fixed shapes
-// --only     the works whose name contains TEXT: "causal", "layer", "gqa", "attention full 1 2048"
+// --only     the works whose name contains TEXT: "causal", "layer", "gqa", "quantised", "attention full 1 2048"
 // --attn     attn_peer, where it is not in build/release/bench/peers
 // --rival    another attn_peer (other flags, another version) in place of ONNX Runtime
 const {spawn} = require('child_process');
@@ -78,7 +78,8 @@ class OnnxRuntime {
     this.options = {intraOpNumThreads: threads, interOpNumThreads: 1, graphOptimizationLevel: 'all'};
   }
   async prepare(work) {
-    const {model, emptyInputs, feeds, fetches} = work.kind === 'gqa' ? this.groupQuery(work) : this.plain(work);
+    const {model, emptyInputs, feeds, fetches} = work.kind === 'gqa' ? this.groupQuery(work) :
+        work.kind === 'quantised' ? this.quantised(work) : this.plain(work);
     this.feeds = feeds;
     this.fetches = fetches;
     await this.session?.release();
@@ -111,6 +112,17 @@ class OnnxRuntime {
                     v: this.tensor(filled(size(G), 3), shape(G)), past_key: keys, past_value: values,
                     seqlens_k: int32(Array(B).fill(capacity - 1), [B]), total_sequence_length: int32([capacity], [])},
             fetches: {y: this.tensor(new Float32Array(size(H)), shape(H)), present_key: keys, present_value: values}};
+  }
+  /** Weights of `bits`, numbers from 0 to 2^bits - 1 of which 2^(bits - 1) stands for 0; attn_peer.cpp has the same. */
+  quantised({M, N, K, bits}) {
+    const zero = 2 ** (bits - 1), packed = new Uint8Array(N * K * bits / 8);
+    for (let i = 0; i < N * K; ++i) {
+      const number = Math.max(zero - 127, Math.floor((element(i, 20) + 1) * zero));
+      packed[i * bits >> 3] |= number << i * bits % 8;
+    }
+    return {model: onnx.quantisedModel(M, N, K, bits, {packed, scales: new Float32Array(N * K / 32).fill(2 ** -12)}),
+            emptyInputs: onnx.floats(['x'], [M, K]), feeds: {x: this.tensor(filled(M * K, 1), [M, K])},
+            fetches: {y: this.tensor(new Float32Array(M * N), [M, N])}};
   }
   async run(times) { return await this.time(times, () => this.session.run(this.feeds, this.fetches)) - this.overhead; }
 
@@ -146,13 +158,18 @@ function groupQuery(B, S, H, G, D, past) {
   return {name: `gqa ${B} ${S} ${H} ${G} ${D} ${past}`, kind: 'gqa', B, S, E: H * D, H, G, D, past,
           operations: 4 * B * H * S * D * (past + S / 2)};
 }
+/** A linear layer whose weights have few bits. */
+function quantised(bits, M, N, K) {
+  return {name: `quantised ${bits} ${M} ${N} ${K}`, kind: 'quantised', bits, M, N, K, tolerance: 1e-2, operations: 2 * M * N * K};
+}
 function fixedWorks() {
   const shapes = [[1, 2048, 32, 128], [1, 1024, 12, 64], [8, 128, 8, 32]];
   return [...[false, true].flatMap(causal => shapes.map(shape => attention(causal, ...shape))),
           ...[[8, 128, 256, 8], [1, 1024, 768, 12], [1, 2048, 1024, 8], [1, 512, 4096, 32], [1, 2048, 4096, 32]]
               .map(shape => layer(...shape)),
           ...[[1, 2048, 32, 8, 128, 0], [1, 1024, 12, 12, 64, 0], [8, 128, 8, 8, 32, 0], [1, 512, 32, 8, 128, 3584],
-              [1, 1, 32, 8, 128, 4095]].map(shape => groupQuery(...shape))];
+              [1, 1, 32, 8, 128, 4095]].map(shape => groupQuery(...shape)),
+          ...[8, 4].flatMap(bits => [1, 512].map(M => quantised(bits, M, 4096, 4096)))];
 }
 function sweepWorks() {
   return [[12, 64], [32, 128]].flatMap(([H, D]) => [false, true].flatMap(
@@ -179,7 +196,7 @@ async function sample(peer, times) {
 async function compare(work, attn, rival, pairs) {
   const ours = await attn.prepare(work), theirs = await rival.prepare(work);
   const size = Math.max(...theirs.map(Math.abs)), difference = Math.max(...ours.map((x, i) => Math.abs(x - theirs[i])));
-  if (!(difference <= 1e-4 * size)) fail(`${work.name}: results differ by ${difference}, numbers are up to ${size}`);
+  if (!(difference <= (work.tolerance ?? 1e-4) * size)) fail(`${work.name}: results differ by ${difference}, numbers are up to ${size}`);
 
   const times = Math.min(200, Math.max(1, Math.round(100 / await sample(attn, 1))));
   const attn_ms = [], rival_ms = [], shares = [];

@@ -1,4 +1,6 @@
-// attn::Linear against oneDNN's matmul with prepacked weights and bias, in one process, taking turns.
+// attn::Linear against oneDNN's matmul with prepacked weights, in one process, taking turns: in float, and in int8, where
+// oneDNN has one scale for all, and none of the work of rounding inputs. On CPUs with AMX its int8 uses that, unless
+// DNNL_MAX_CPU_ISA=AVX512_CORE_VNNI.
 //
 //   onednn_bench [--pairs N] [--json FILE]
 #include <omp.h>
@@ -21,24 +23,30 @@
 namespace attn_bench {
 namespace {
 
+/// An operand of oneDNN's: numbers and their type.
+struct Operand {
+  void* data;
+  dnnl::memory::data_type type = dnnl::memory::data_type::f32;
+};
+
 /// oneDNN's product y [M,N] = x [M,K] wT + bias. The weight is reordered once into the layout that oneDNN asks for.
 class Matmul {
  public:
-  Matmul(Index M, Index N, Index K, Tensor<float, 2>& weight, Tensor<float, 1>& bias, Tensor<float, 2>& x,
+  Matmul(Index M, Index N, Index K, const Operand& weight, Tensor<float, 1>& bias, const Operand& x,
          Tensor<float, 2>& y) {
     using Tag = dnnl::memory::format_tag;
-    const auto tensor = [](Index rows, Index columns, Tag tag) {
-      return dnnl::memory::desc({rows, columns}, dnnl::memory::data_type::f32, tag);
+    const auto tensor = [](Index rows, Index columns, Tag tag, dnnl::memory::data_type type = Operand{}.type) {
+      return dnnl::memory::desc({rows, columns}, type, tag);
     };
-    const dnnl::matmul::desc matmul(tensor(M, K, Tag::ab), tensor(K, N, Tag::any), tensor(1, N, Tag::ab),
-                                    tensor(M, N, Tag::ab));
+    const dnnl::matmul::desc matmul(tensor(M, K, Tag::ab, x.type), tensor(K, N, Tag::any, weight.type),
+                                    tensor(1, N, Tag::ab), tensor(M, N, Tag::ab));
     const dnnl::matmul::primitive_desc chosen(matmul, engine_);
-    dnnl::memory plain(tensor(K, N, Tag::ba), engine_, weight.data());
+    dnnl::memory plain(tensor(K, N, Tag::ba, weight.type), engine_, weight.data);
     dnnl::memory packed(chosen.weights_desc(), engine_);
     dnnl::reorder(plain, packed).execute(stream_, plain, packed);
     stream_.wait();
     matmul_ = dnnl::matmul(chosen);
-    arguments_ = {{DNNL_ARG_SRC, dnnl::memory(chosen.src_desc(), engine_, x.data())},
+    arguments_ = {{DNNL_ARG_SRC, dnnl::memory(chosen.src_desc(), engine_, x.data)},
                   {DNNL_ARG_WEIGHTS, packed},
                   {DNNL_ARG_BIAS, dnnl::memory(chosen.bias_desc(), engine_, bias.data())},
                   {DNNL_ARG_DST, dnnl::memory(chosen.dst_desc(), engine_, y.data())}};
@@ -68,18 +76,9 @@ double milliseconds(int times, const Run& run) {
 }
 
 /// Times one shape and writes its entry of the JSON file.
-void compare(std::ostream& json, Index M, Index N, Index K, int pairs) {
-  attn::Linear<float> linear(K, N);
-  Tensor<float, 2> weight = linear.weight(), x = random<2>({M, K}, 1), y(M, N), y_rival(M, N);
-  Tensor<float, 1> bias = linear.bias();
-  Matmul rival(M, N, K, weight, bias, x, y_rival);
-  const auto run_attn = [&] { linear.forward_into(y, x); };
-  const auto run_rival = [&] { rival.run(); };
-  run_attn();
-  run_rival();
-  if (!check_linear(linear, x.data(), M, y.data())) throw std::runtime_error("attn's result is wrong");
-  if (!check_linear(linear, x.data(), M, y_rival.data())) throw std::runtime_error("oneDNN's result is wrong");
-
+template <class RunAttn, class RunRival>
+void time_pairs(std::ostream& json, const std::string& work, Index M, Index N, Index K, int pairs,
+                const RunAttn& run_attn, const RunRival& run_rival) {
   const int times = static_cast<int>(std::clamp(100.0 / milliseconds(1, run_attn), 1.0, 200.0));
   const double operations = 2.0 * static_cast<double>(M * N * K);
   std::vector<double> ours, theirs, ratios, shares;
@@ -91,21 +90,66 @@ void compare(std::ostream& json, Index M, Index N, Index K, int pairs) {
   }
   const auto [low, high] = std::minmax_element(ratios.begin(), ratios.end());
   const double rate = operations / (median(ours) * 1e-3);
-  std::cout << std::fixed << std::setprecision(3) << "linear " << M << "x" << N << "x" << K << "  attn " << median(ours)
-            << " ms (" << rate * 1e-9 << " GFLOP/s, " << median(shares) << " of peak)  oneDNN " << median(theirs)
-            << " ms  attn is " << median(ratios) << " times as fast [" << *low << ", " << *high << "]" << std::endl;
+  std::cout << std::fixed << std::setprecision(3) << work << ' ' << M << "x" << N << "x" << K << "  attn "
+            << median(ours) << " ms (" << rate * 1e-9 << " GFLOP/s, " << median(shares) << " of peak)  oneDNN "
+            << median(theirs) << " ms  attn is " << median(ratios) << " times as fast [" << *low << ", " << *high << "]"
+            << std::endl;
 
   const auto list = [&](const char* name, const std::vector<double>& values) {
     json << ", \"" << name << "\": [";
     for (std::size_t i = 0; i < values.size(); ++i) json << (i > 0 ? ", " : "") << values[i];
     json << "]";
   };
-  json << "    {\"work\": \"linear\", \"shape\": [" << M << ", " << N << ", " << K
+  json << "    {\"work\": \"" << work << "\", \"shape\": [" << M << ", " << N << ", " << K
        << "], \"rival\": \"oneDNN\", \"operations\": " << operations << ", \"pairs\": " << pairs
        << ", \"share_of_peak\": " << median(shares);
   list("attn_ms", ours);
   list("rival_ms", theirs);
   json << ", \"ratio\": " << median(ratios) << ", \"ratio_min\": " << *low << ", \"ratio_max\": " << *high << "}";
+}
+
+void compare_in_float(std::ostream& json, Index M, Index N, Index K, int pairs) {
+  attn::Linear<float> linear(K, N);
+  Tensor<float, 2> weight = linear.weight(), x = random<2>({M, K}, 1), y(M, N), y_rival(M, N);
+  Tensor<float, 1> bias = linear.bias();
+  Matmul rival(M, N, K, {weight.data()}, bias, {x.data()}, y_rival);
+  linear.forward_into(y, x);
+  rival.run();
+  if (!check_linear(linear, x.data(), M, y.data())) throw std::runtime_error("attn's result is wrong");
+  if (!check_linear(linear, x.data(), M, y_rival.data())) throw std::runtime_error("oneDNN's result is wrong");
+  time_pairs(
+      json, "linear", M, N, K, pairs, [&] { linear.forward_into(y, x); }, [&] { rival.run(); });
+}
+
+/// Weights are whole numbers, which both hold exactly, and inputs from 0 to 127 / 64, which both round alike: each group of 32
+/// has a 127.
+void compare_in_int8(std::ostream& json, Index M, Index N, Index K, int pairs) {
+  Tensor<float, 2> weight = random<2>({N, K}, 1), x = random<2>({M, K}, 2), y(M, N), y_rival(M, N);
+  std::vector<std::int8_t> weight_numbers(static_cast<std::size_t>(N * K));
+  std::vector<std::uint8_t> x_numbers(static_cast<std::size_t>(M * K));
+  for (Index i = 0; i < N * K; ++i) {
+    const float number = i % 32 == 0 ? 127.F : std::round(127.F * weight.data()[i]);
+    weight_numbers[static_cast<std::size_t>(i)] = static_cast<std::int8_t>(number);
+    weight.data()[i] = number / 128;
+  }
+  for (Index i = 0; i < M * K; ++i) {
+    const float number = i % 32 == 0 ? 127.F : std::round(std::abs(127.F * x.data()[i]));
+    x_numbers[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(number);
+    x.data()[i] = number / 128;
+  }
+  Tensor<float, 1> bias(N);
+  bias.setZero();
+  attn::Linear<float> linear(weight, bias);
+  linear.store_weights(attn::WeightFormat::int8);
+  using Type = dnnl::memory::data_type;
+  Matmul rival(M, N, K, {weight_numbers.data(), Type::s8}, bias, {x_numbers.data(), Type::u8}, y_rival);
+  linear.forward_into(y, x);
+  rival.run();
+  for (Index i = 0; i < M * N; ++i)
+    if (!(std::abs(y.data()[i] - y_rival.data()[i] * 0x1p-14F) <= 1e-3F * (1 + std::abs(y.data()[i]))))
+      throw std::runtime_error("attn's and oneDNN's results differ in int8");
+  time_pairs(
+      json, "linear int8", M, N, K, pairs, [&] { linear.forward_into(y, x); }, [&] { rival.run(); });
 }
 
 int run_all(int argc, char** argv) {
@@ -119,11 +163,13 @@ int run_all(int argc, char** argv) {
             << version->minor << '.' << version->patch << std::endl;
   json << "{\n  \"machine\": {\"isa\": \"" << attn::isa_name(attn::active_isa()) << "\", \"threads\": " << threads
        << ", \"peak_gflops\": " << best_of(10, peak_burst) * 1e-9 << "},\n  \"results\": [\n";
-  compare(json, 512, 4096, 4096, pairs);
+  compare_in_float(json, 512, 4096, 4096, pairs);
   json << ",\n";
-  compare(json, 2048, 1024, 1024, pairs);
+  compare_in_float(json, 2048, 1024, 1024, pairs);
   json << ",\n";
-  compare(json, 1024, 768, 768, pairs);
+  compare_in_float(json, 1024, 768, 768, pairs);
+  json << ",\n";
+  compare_in_int8(json, 512, 4096, 4096, pairs);
   json << "\n  ]\n}\n";
   return 0;
 }

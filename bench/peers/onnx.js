@@ -21,10 +21,10 @@ function value(name, shape, type = 1) {
   const dims = message(shape.map(n => field(1, message(field(1, n)))));
   return message(field(1, name), field(2, message(field(1, message(field(1, type), field(2, dims))))));
 }
-/** A TensorProto that holds a Float32Array. */
+/** A TensorProto that holds a Float32Array, or a Uint8Array. */
 function constant(name, shape, data) {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  return message(shape.map(n => field(1, n)), field(2, 1), field(8, name), field(9, bytes));
+  return message(shape.map(n => field(1, n)), field(2, data instanceof Uint8Array ? 2 : 1), field(8, name), field(9, bytes));
 }
 /** A NodeProto with one output or several; attributes are integers. */
 function node(type, inputs, output, attributes = {}, domain = '') {
@@ -79,10 +79,18 @@ function groupQueryModel(B, S, H, G, D, capacity) {
                 nodes: [node('GroupQueryAttention', inputs, outputs, {num_heads: H, kv_num_heads: G}, 'com.microsoft')]});
 }
 
+/** com.microsoft's MatMulNBits: y [M,N] = x [M,K] wT, w in blocks of 32 with a scale each; inputs rounded to 8 bits as well. */
+function quantisedModel(M, N, K, bits, {packed, scales}) {
+  const attributes = {K, N, bits, block_size: 32, accuracy_level: 4};
+  return model({inputs: [value('x', [M, K])], outputs: [value('y', [M, N])],
+                constants: [constant('w', [N, K / 32, 4 * bits], packed), constant('scales', [N * K / 32], scales)],
+                nodes: [node('MatMulNBits', ['x', 'w', 'scales'], 'y', attributes, 'com.microsoft')]});
+}
+
 /** A model that takes these inputs (ValueInfoProtos) and does nothing with them: what a call costs by itself. */
 function emptyModel(inputs, first, rank) {
   return model({inputs, outputs: [value('y', [rank], 7)], nodes: [node('Shape', [first], 'y')]});
 }
 const floats = (names, shape) => names.map(name => value(name, shape));
 
-module.exports = {attentionModel, layerModel, groupQueryInputs, groupQueryModel, emptyModel, floats};
+module.exports = {attentionModel, layerModel, groupQueryInputs, groupQueryModel, quantisedModel, emptyModel, floats};

@@ -18,7 +18,7 @@ namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 namespace reference {
 
-/// attn::scaled_dot_product_attention_into, by definition. Same arguments, same results, same errors. One function of more
+/// Computes attn::scaled_dot_product_attention_into by its definition. Same arguments, same results, same errors. One function of more
 /// than 40 lines, since it is meant to be read as a whole.
 template <Scalar T, Mask M, class F>
 void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<const T, 4> q, View<const T, 4> k,
@@ -110,7 +110,7 @@ class GradientSums {
   std::vector<A> sums_;
 };
 
-/// attn::scaled_dot_product_attention_backward_into, by definition. Same arguments, same results, same errors, but the
+/// Computes attn::scaled_dot_product_attention_backward_into by its definition. Same arguments, same results, same errors, but the
 /// forward call's results are not used: weights are computed anew. Longer than 40 lines for the same reason.
 template <Scalar T, Mask M, class F>
 void scaled_dot_product_attention_backward_into(

@@ -54,7 +54,8 @@ template <class X, int Rank>
 concept TensorOf = detail::TensorLike<std::remove_cvref_t<X>> &&(std::remove_cvref_t<X>::NumDimensions == Rank) &&
                    Scalar<detail::Element<std::remove_cvref_t<X>>>;
 
-/// [B,S,H*D] seen as [B,H,S,D]: heads are split by strides alone, nothing is moved. Any strides will do.
+/// Views [B,S,H*D] as [B,H,S,D]: heads are split by strides alone, and nothing is moved. Takes any strides.
+/// Errors: a last dimension that is not a multiple of the heads.
 template <class T>
 [[nodiscard]] View<T, 4> split_heads(View<T, 3> x, Index heads) {
   detail::require(heads >= 1 && x.dimension(2) % heads == 0, "split_heads", "last dimension, expected a multiple of ",
