@@ -191,6 +191,40 @@ TEST(LinearFormats, LeaveAlonePaddingBetweenRows) {
   }
 }
 
+// ---- Layers of bfloat16, whose inputs and weights are multiplied in pairs ---------------------------------------------
+
+TEST(Bf16Dots, ComputeTheFormula) {
+  using Eigen::bfloat16;
+  for (const bool on : {false, true}) {
+    SCOPED_TRACE(testing::Message() << "pairs: " << on);
+    attn::set_bf16_dots(on);
+    EXPECT_EQ(attn::bf16_dots(), on && attn::detail::cpu_has_bf16_dots(attn::active_isa()));
+    for (const Index rows : {1, 3, 8, 9, 70, 300})
+      for (const Index in : {1, 37, 700, 1111})
+        for (const Index out : {1, 48, 100}) {
+          const Linear<bfloat16> linear(in, out, (rows + in) % 2 == 0, 1);
+          const auto x = random_tensor<bfloat16, 2>({rows, in}, 2);
+          const auto weight = cast<double>(linear.weight());
+          const auto exact = plain<double>(cast<double>(x), weight, cast<double>(linear.bias()));
+          ASSERT_LE(difference(linear.forward(x), exact).largest, 0x1p-8 * attn_test::magnitude(exact) + 1e-5)
+              << rows << " rows, " << in << " to " << out;
+        }
+  }
+}
+
+TEST(Bf16Dots, GiveARowTheSameBitsInAnyCompany) {
+  attn::set_bf16_dots(true);
+  const Linear<Eigen::bfloat16> linear(601, 70, true, 1);
+  const auto x = random_tensor<Eigen::bfloat16, 2>({300, 601}, 2);
+  const auto all = linear.forward(x);
+  for (const Index rows : {1, 2, 8, 9, 100}) {
+    Tensor<Eigen::bfloat16, 2> part(rows, 601);
+    std::copy_n(x.data() + 7 * 601, part.size(), part.data());
+    const auto got = linear.forward(part);
+    for (Index i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], all.data()[7 * 70 + i]) << rows << " rows";
+  }
+}
+
 // ---- What a layer holds -----------------------------------------------------------------------------------------------
 
 TEST(StoreWeights, RoundsTheWeightAndSaysSo) {

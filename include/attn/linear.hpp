@@ -348,10 +348,12 @@ class Linear {
     const auto* const weight = kernel::stored(std::as_const(*parameters_).weight.data());
     if constexpr (kernel::is_converted<Stored>) {
       const kernel::WeightPart part{.values = reinterpret_cast<const std::byte*>(weight)};
-      run_panels(
-          problem, isa,
-          kernel::StoredPanels{
-              .reader = kernel::weight_reader_of<Stored>(isa), .dots = false, .first = part, .in = in_features()});
+      run_panels(problem, isa,
+                 kernel::StoredPanels{.reader = kernel::weight_reader_of<Stored>(isa),
+                                      .dots = false,
+                                      .first = part,
+                                      .in = in_features(),
+                                      .pairs = active_pairs(isa)});
     } else {
       run_panels(problem, isa, kernel::PlainPanels<T>{.weight = weight, .in = in_features()});
     }
@@ -411,6 +413,12 @@ class Linear {
     own.bias_gradient = std::move(bias_gradient);
   }
 
+  /// What multiplies bfloat16 as it is, where that pays.
+  [[nodiscard]] static const kernel::PairReader* active_pairs([[maybe_unused]] Isa isa) {
+    if constexpr (std::same_as<T, Eigen::bfloat16>)
+      if (bf16_dots(isa)) return &kernel::pair_reader_of(isa);
+    return nullptr;
+  }
   template <class X>
   [[nodiscard]] static kernel::LinearKernels<X> kernels_of(Isa isa) {
     return {.arithmetic = kernel::arithmetic_of<kernel::AccumulatorOf<X>>(isa), .inputs = kernel::codec_of<X>(isa)};

@@ -273,4 +273,75 @@ TEST(ByteDots, AreUsedUnlessTurnedOff) {
   });
 }
 
+// ---- Pairs of bfloat16 ------------------------------------------------------------------------------------------------
+
+/// Rows of bfloat16 [rows][in], and their numbers.
+struct Bfloat16Rows {
+  Bfloat16Rows(Index rows, Index in, unsigned seed) : bits(as_size(rows * in)), numbers(as_size(rows * in)) {
+    const auto x = numbers_between<float>(-2, 2, rows * in, seed);
+    const auto& codec = kernel::codec_of<kernel::Bfloat16>(Isa::baseline);
+    codec.store(bits.data(), in, x.data(), in, rows, in);
+    codec.load(numbers.data(), in, bits.data(), in, rows, in);
+  }
+  std::vector<kernel::Bfloat16> bits;
+  std::vector<float> numbers;
+};
+
+TEST(Pairs, LieSideBySide) {
+  on_every_isa([](Isa isa) {
+    for (const Index in : {1, 2, 3, 8, 9}) {
+      const Bfloat16Rows weights(in, width, 1);
+      Fenced<std::uint32_t> pairs(attn::detail::ceil_div(in, 2), width, width);
+      kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
+      for (Index i = 0; i < in + in % 2; ++i)
+        for (Index o = 0; o < width; ++o) {
+          const std::uint32_t half = pairs(i / 2, o) >> (i % 2 * 16) & 0xFFFFU;
+          ASSERT_EQ(half, i < in ? weights.bits[as_size(i * width + o)].bits : 0) << "input " << i << " of " << in;
+        }
+      ASSERT_TRUE(pairs.intact());
+    }
+  });
+}
+
+/// Few rows, which read weights as they are stored, give the bits of many, which read a copy; both are the formula.
+TEST(Pairs, AreMultipliedAsTheyAre) {
+  on_every_isa([](Isa isa) {
+    if (!attn::detail::cpu_has_bf16_dots(isa)) return;
+    for (const Index rows : {1, 2, 7, 8, 9, 17})
+      for (const Index in : {1, 2, 31, 64}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows of " << in);
+        const Index x_row = in + 3, c_row = width + 1;
+        const Bfloat16Rows weights(in, width, 2), x(rows, x_row, 3);
+        const auto before = numbers_between<float>(-9, 9, rows * c_row, 4);
+        std::vector<std::uint32_t> pairs(as_size(attn::detail::ceil_div(in, 2) * width));
+        kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
+        Fenced<float> stored(rows, width, c_row), copied(rows, width, c_row);
+        kernel::PairProduct product{.x = x.bits.data(),
+                                    .x_row = x_row,
+                                    .rows = rows,
+                                    .inputs = in,
+                                    .weights = weights.bits.data(),
+                                    .c = stored.data(),
+                                    .c_row = c_row,
+                                    .before = before.data(),
+                                    .before_row = c_row};
+        kernel::pair_reader_of(isa).multiply(product);
+        product.pairs = pairs.data(), product.c = copied.data();
+        kernel::pair_reader_of(isa).multiply(product);
+        for (Index r = 0; r < rows; ++r)
+          for (Index o = 0; o < width; ++o) {
+            ASSERT_TRUE(same_bits(stored(r, o), copied(r, o))) << r << ", " << o;
+            double sum = double{before[as_size(r * c_row + o)]}, size = std::abs(sum);
+            for (Index i = 0; i < in; ++i) {
+              const double term =
+                  double{x.numbers[as_size(r * x_row + i)]} * double{weights.numbers[as_size(i * width + o)]};
+              sum += term, size += std::abs(term);
+            }
+            ASSERT_NEAR(double{stored(r, o)}, sum, static_cast<double>(in + 2) * 0x1p-24 * size);
+          }
+        ASSERT_TRUE(stored.intact() && copied.intact());
+      }
+  });
+}
+
 }  // namespace

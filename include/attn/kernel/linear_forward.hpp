@@ -59,7 +59,8 @@ struct StoredPanels {
   const WeightReader& reader;
   bool dots;  ///< inputs are rounded to 8 bits, too, and multiplied as whole numbers
   WeightPart first;
-  Index in;  ///< of a panel: whole groups, where there are groups
+  Index in;                           ///< of a panel: whole groups, where there are groups
+  const PairReader* pairs = nullptr;  ///< for inputs and weights of bfloat16 that are multiplied as they are
 
   [[nodiscard]] Index depth_unit() const { return reader.grouped() ? group_inputs : PlainPanels<A>::depth_unit(); }
   [[nodiscard]] WeightPart at(Index panel, Index input) const {
@@ -146,12 +147,14 @@ class LinearTasks {
     InputGroup* rounded;  // the same in groups, where inputs are rounded: of all rows or, if sums are of floats, of one
     A* sums;              // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
     A* weights;           // [input][width] of one panel, or of each of the group, where they are copied
+    std::uint32_t* pairs;  // [pair of inputs][width] of one panel
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
         : x(scratch.take<A>((tasks.dots() ? 1 : tasks.block_rows_) * tasks.row_inputs())),
           rounded(scratch.take<InputGroup>((tasks.dots() ? tasks.block_rows_ : 1) * tasks.row_groups())),
           sums(scratch.take<A>(tasks.block_rows_ * width * tasks.task_blocks_ * tasks.summed_panels())),
-          weights(scratch.take<A>(tasks.copied_weights())) {}
+          weights(scratch.take<A>(tasks.copied_weights())),
+          pairs(scratch.take<std::uint32_t>(tasks.copied_pairs())) {}
   };
   /// A panel of outputs and a part of the inputs, for a block of rows.
   struct Part {
@@ -179,6 +182,11 @@ class LinearTasks {
     if constexpr (Panels::is_stored) return panels_.dots;
     return false;
   }
+  /// Whether inputs and weights are both multiplied as they are stored, in pairs.
+  [[nodiscard]] bool pairs() const {
+    if constexpr (Panels::is_stored && std::is_same_v<X, Bfloat16>) return panels_.pairs != nullptr;
+    return false;
+  }
 
   /// A single row needs no part of x kept near: panel by panel, the weight is read in the order of its memory.
   [[nodiscard]] bool by_panel() const { return !Panels::is_kept && problem_.rows == 1; }
@@ -191,8 +199,9 @@ class LinearTasks {
   [[nodiscard]] Index row_inputs() const { return by_panel() ? round_up(inputs(), group_inputs) : depth_; }
   [[nodiscard]] Index row_groups() const { return rounds() ? row_inputs() / group_inputs : 0; }
   [[nodiscard]] Index copied_weights() const {
-    return !Panels::is_copied || dots() ? 0 : depth_ * width * kept_panels();
+    return !Panels::is_copied || dots() || pairs() ? 0 : depth_ * width * kept_panels();
   }
+  [[nodiscard]] Index copied_pairs() const { return pairs() ? ceil_div(depth_, 2) * width : 0; }
   [[nodiscard]] Index summed_panels() const { return is_converted<X> ? group_panels_ : 1; }
   [[nodiscard]] Index kept_panels() const { return Panels::is_kept ? group_panels_ : 1; }
 
@@ -222,6 +231,7 @@ class LinearTasks {
   /// The rows of x, where they are, or copied if they need conversion or alias in the caches. Of a single row all inputs are
   /// read at once, when the task begins.
   void read_rows(Part& part, const Buffers& buffers, bool begins) const {
+    if (pairs()) return;
     const Index begin = by_panel() ? 0 : part.input, skipped = part.input - begin;
     const Index size = std::min(by_panel() ? inputs() : part.inputs, problem_.in - begin);
     const X* const x = problem_.x + part.first_row * problem_.x_row + begin;
@@ -289,6 +299,10 @@ class LinearTasks {
                        .before = first ? bias : sums,
                        .before_row = first ? 0 : sums_row,
                        .factor = ones<A>.value};
+    if (pairs()) {
+      add_pairs(part, product, buffers);
+      return store_sums(part, sums, y, columns);
+    }
     if (dots() || (Panels::is_stored && part.rows <= few_rows)) {
       add_stored(part, product);
       return store_sums(part, sums, y, columns);
@@ -325,6 +339,25 @@ class LinearTasks {
       const bool fills = is_converted<X> && part.rows > 1;
       panels_.reader.multiply(
           stored(part.x, fills ? round_up(part.rows, arithmetic_.tile_rows()) : part.rows, part.inputs));
+    }
+  }
+  /// The product of x and a panel in pairs of inputs: few rows read the panel as it is, others a copy side by side.
+  void add_pairs(const Part& part, const Product<A>& product, const Buffers& buffers) const {
+    if constexpr (Panels::is_stored && std::is_same_v<X, Bfloat16>) {
+      const void* const weights = panels_.at(part.panel, part.input).values;
+      const bool is_few = part.rows <= few_rows;
+      if (!is_few) panels_.pairs->load(buffers.pairs, static_cast<const Bfloat16*>(weights), part.inputs);
+      panels_.pairs->multiply({.x = problem_.x + part.first_row * problem_.x_row + part.input,
+                               .x_row = problem_.x_row,
+                               .rows = part.rows,
+                               .inputs = part.inputs,
+                               .weights = static_cast<const Bfloat16*>(weights),
+                               .pairs = is_few ? nullptr : buffers.pairs,
+                               .c = product.c,
+                               .c_row = product.c_row,
+                               .before = product.before,
+                               .before_row = product.before_row,
+                               .prefetch = is_few ? static_cast<const char*>(weights) + weight_ahead : part.ahead.row});
     }
   }
   /// Writes y once all inputs have been summed up, where its own memory did not hold the sums.

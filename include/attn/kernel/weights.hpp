@@ -70,6 +70,28 @@ struct WeightProduct {
   const char* prefetch = nullptr;  ///< weights to prefetch, as many bytes as are read
 };
 
+/// c(r, o) = before(r, o) + the sum over i below `inputs` of x(r, i) w(i, o), where both are stored as bfloat16 and are multiplied
+/// in pairs of inputs. `pairs` is the weight of a panel side by side, [pair][output], or null: then `weights` is as it is stored.
+struct PairProduct {
+  const Bfloat16* x = nullptr;
+  Index x_row = 0;
+  Index rows = 0, inputs = 0;
+  const Bfloat16* weights = nullptr;
+  const std::uint32_t* pairs = nullptr;
+  float* c = nullptr;
+  Index c_row = 0;
+  const float* before = nullptr;
+  Index before_row = 0;  ///< 0: one row for all
+  const char* prefetch = nullptr;
+};
+
+/// What an instruction set does with pairs of bfloat16.
+struct PairReader {
+  /// to[pair][output] = two inputs of each output of a panel, the first in the lower half; 0 in place of one past the last.
+  void (*load)(std::uint32_t* to, const Bfloat16* weights, Index inputs);
+  void (*multiply)(const PairProduct& product);  ///< null where there is no instruction for it
+};
+
 /// What an instruction set does with a format of weights.
 struct WeightReader {
   int bits;  ///< of a weight

@@ -13,6 +13,7 @@
 #include "gradients.inl"
 #include "weights.inl"
 #include "dot.inl"
+#include "pairs.inl"
 
 template <class A>
 inline constexpr Arithmetic<A> arithmetic{

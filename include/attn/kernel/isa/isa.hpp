@@ -82,12 +82,15 @@ inline bool cpu_has_byte_dots(Isa isa) {
   if (isa == Isa::avx512) return (CpuId(7).c & avx512_vnni) != 0;
   return isa == Isa::avx2 && (CpuId(7, 1).a & avx_vnni) != 0;
 }
+/// Whether it has products of pairs of bfloat16 on these vectors: AVX512-BF16.
+inline bool cpu_has_bf16_dots(Isa isa) { return isa == Isa::avx512 && (CpuId(7, 1).a & 1U << 5) != 0; }
 inline bool cpu_is_intel() {
   const CpuId vendor(0);
   return vendor.b == 0x756E6547 && vendor.d == 0x49656E69 && vendor.c == 0x6C65746E;  // GenuineIntel
 }
 #else
 inline bool cpu_is_intel() { return false; }
+inline bool cpu_has_bf16_dots(Isa) { return false; }
 inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
 /// Whether the CPU has dot products of bytes: those of Armv8.2.
 inline bool cpu_has_byte_dots(Isa) {
@@ -152,6 +155,8 @@ inline constinit std::atomic<Isa> chosen_isa{undecided};
 
 inline constinit std::atomic<signed char> byte_dots_wanted{-1};  // -1: not yet decided
 
+inline constinit std::atomic<signed char> bf16_dots_wanted{-1};
+
 inline constexpr Index intel_decode_prefetch = 2048;
 inline constinit std::atomic<Index> decode_prefetch_wanted{-1};
 [[gnu::cold]] inline Index default_decode_prefetch() {
@@ -199,6 +204,22 @@ inline void set_active_isa(Isa isa) {
 }
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
+
+/// Whether layers of bfloat16 multiply by dot products of pairs (AVX512-BF16) and not, converted to float, by the tile of all
+/// other products. It takes half of float's time on AMD's Zen 4 and 5 and twice as long on Intel's Sapphire and Emerald Rapids:
+/// so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise. Products of
+/// subnormal numbers then count as 0. Errors: ATTN_BF16_DOT is not 0 or 1.
+[[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
+  signed char wanted = detail::bf16_dots_wanted.load(std::memory_order_relaxed);
+  if (wanted < 0) {
+    wanted = detail::forced_unit("bf16_dots", "ATTN_BF16_DOT").value_or(!detail::cpu_is_intel()) ? 1 : 0;
+    detail::bf16_dots_wanted.store(wanted, std::memory_order_relaxed);
+  }
+  static const bool has = detail::cpu_has_bf16_dots(Isa::avx512);
+  return wanted != 0 && has && isa == Isa::avx512;
+}
+/// Turns them on, where the CPU has them, or off, from the next call on in all threads.
+inline void set_bf16_dots(bool on) { detail::bf16_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
 
 /// How many bytes ahead decoding prefetches keys and values; 0: it leaves that to the CPU. What is best depends on the CPU: with
 /// 2048 bytes Intel's Emerald Rapids read 5 % faster (with keys in fewer bits 25 to 40 %), AMD's Zen 4 10 % slower. So it is

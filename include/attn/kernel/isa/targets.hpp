@@ -112,6 +112,15 @@ template <class W>
   return baseline::weight_reader<W>;
 }
 
+/// What multiplies bfloat16 in pairs.
+[[nodiscard]] inline const PairReader& pair_reader_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::pair_reader;
+  if (isa == Isa::avx2) return avx2::pair_reader;
+#endif
+  return baseline::pair_reader;
+}
+
 /// The softmax of a row: apart from the tables, which would compile it for every program.
 template <class Storage>
 [[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)
