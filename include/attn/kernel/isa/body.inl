@@ -16,25 +16,23 @@
 #include "pairs.inl"
 
 template <class A>
-inline constexpr Arithmetic<A> arithmetic{
-    .lanes = lanes<A>,
-    .panel_tiles = {panel_tiles<A, 1>, panel_tiles<A, 2>, panel_tiles<A, 3>},
-    .score_rows = score_rows<A, A>,
-    .weigh_rows = weigh_rows<A, A>,
-    .softmax_panel = softmax_panel<A>,
-    .softmax_line = softmax_line<A>,
-    .transpose = transpose_rows<A, A>,
-    .scale_rows = scale_rows<A>,
-    .dropout_factors = dropout_factors<A>};
+inline constexpr Arithmetic<A> arithmetic{.lanes = lanes<A>,
+                                          .panel_tiles = {panel_tiles<A, 1>, panel_tiles<A, 2>, panel_tiles<A, 3>},
+                                          .score_rows = score_rows<A, A>,
+                                          .weigh_rows = weigh_rows<A, A>,
+                                          .softmax_panel = softmax_panel<A>,
+                                          .softmax_line = softmax_line<A>,
+                                          .transpose = transpose_rows<A, A>,
+                                          .scale_rows = scale_rows<A>,
+                                          .dropout_factors = dropout_factors<A>};
 
 template <class A>
 inline constexpr GradientArithmetic<A> gradient_arithmetic{.score_gradients = score_gradients<A>,
                                                            .row_products = row_products<A>};
 
 template <class Storage, class A = AccumulatorOf<Storage>>
-inline constexpr Codec<Storage> codec{.load = convert_rows<A, Storage>,
-                                      .store = convert_rows<Storage, A>,
-                                      .load_transposed = transpose_rows<A, Storage>};
+inline constexpr Codec<Storage> codec{
+    .load = convert_rows<A, Storage>, .store = convert_rows<Storage, A>, .load_transposed = transpose_rows<A, Storage>};
 
 template <class W>
 inline constexpr WeightReader weight_reader{.bits = weight_bits<W>,

@@ -50,8 +50,9 @@ inline constexpr int dot_rows = ATTN_VECTOR_REGISTERS == 32 ? 4 : 2;
 
 /// Adds `weights`, words of four numbers, times those of each row's `quad`.
 template <int R, int N>
-ATTN_INLINE void add_quad(Bits<float> (&sum)[std::size_t{R}][std::size_t{N}], const Bits<float> (&weights)[std::size_t{N}],
-                          const InputGroup* const (&x)[std::size_t{R}], int quad) {
+ATTN_INLINE void add_quad(Bits<float> (&sum)[std::size_t{R}][std::size_t{N}],
+                          const Bits<float> (&weights)[std::size_t{N}], const InputGroup* const (&x)[std::size_t{R}],
+                          int quad) {
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) {
     std::int32_t inputs;
@@ -63,7 +64,8 @@ ATTN_INLINE void add_quad(Bits<float> (&sum)[std::size_t{R}][std::size_t{N}], co
 
 /// One tile, R rows by N vectors of outputs. Group by group, whole numbers are summed up exactly and join a sum in float.
 template <class W, int R, int N>
-ATTN_DOT_TARGET __attribute__((noinline)) void dot_tile(const WeightProduct<InputGroup>& product, Index row, int output) {
+ATTN_DOT_TARGET __attribute__((noinline)) void dot_tile(const WeightProduct<InputGroup>& product, Index row,
+                                                        int output) {
   const InputGroup* x[std::size_t{R}];
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) x[r] = product.x + (row + r) * product.x_row;
@@ -104,7 +106,8 @@ ATTN_DOT_TARGET __attribute__((noinline)) void dot_tile(const WeightProduct<Inpu
       const Vec<float> scale = load(scales + n * lanes<float>);
       ATTN_UNROLL
       for (int r = 0; r < R; ++r)
-        sum[r][n] = multiply_add(__builtin_convertvector(numbers[r][n], Vec<float>) * scale, splat(x[r]->scale), sum[r][n]);
+        sum[r][n] =
+            multiply_add(__builtin_convertvector(numbers[r][n], Vec<float>) * scale, splat(x[r]->scale), sum[r][n]);
     }
     ATTN_UNROLL
     for (int r = 0; r < R; ++r) ++x[r];
@@ -122,8 +125,7 @@ template <class W>
 void multiply_groups(const WeightProduct<InputGroup>& product) {
   for (int output = 0; output < panel_outputs; output += tile_vectors * lanes<float>) {
     Index row = 0;
-    for (; row + dot_rows <= product.rows; row += dot_rows)
-      dot_tile<W, dot_rows, tile_vectors>(product, row, output);
+    for (; row + dot_rows <= product.rows; row += dot_rows) dot_tile<W, dot_rows, tile_vectors>(product, row, output);
     for (; row < product.rows; ++row) dot_tile<W, 1, tile_vectors>(product, row, output);
   }
 }

@@ -55,7 +55,8 @@ inline void store_scaled_bytes(std::byte* to, const float* from, Index n) {
 
 /// Rows of any format. Doubles that are stored in fewer bits pass through float.
 template <class A, class Storage>
-__attribute__((noinline)) void load_rows(A* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
+__attribute__((noinline)) void load_rows(A* to, Index to_row, const std::byte* from, Index from_row, Index rows,
+                                         Index n) {
   for (; rows > 0; --rows, to += to_row, from += from_row) {
     if constexpr (std::is_same_v<A, Storage>) {
       convert(to, static_cast<const Storage*>(static_cast<const void*>(from)), n);

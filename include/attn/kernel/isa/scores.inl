@@ -93,8 +93,7 @@ __attribute__((noinline)) void weigh_tile(const RowAverage<A>& call, Index r, In
     }
     Vec<A> column[std::size_t{N}];
     ATTN_UNROLL
-    for (int n = 0; n < N; ++n)
-      column[n] = load_stored<A, Storage>(v + n * lanes<A> * element_bytes<Storage>);
+    for (int n = 0; n < N; ++n) column[n] = load_stored<A, Storage>(v + n * lanes<A> * element_bytes<Storage>);
     const A scale = scale_of_row<A, Storage>(v, size);
     ATTN_UNROLL
     for (int row = 0; row < R; ++row) {
@@ -116,10 +115,8 @@ __attribute__((noinline)) void weigh_tile(const RowAverage<A>& call, Index r, In
 template <class A, class Storage, int R, int N>
 ATTN_INLINE void weigh_columns(const RowAverage<A>& call, Index element) {
   Index r = 0;
-  for (; r + R <= call.rows; r += R)
-    weigh_tile<A, Storage, R, N>(call, r, element, call.ahead != 0 && r == 0);
-  for (; r < call.rows; ++r)
-    weigh_tile<A, Storage, 1, N>(call, r, element, call.ahead != 0 && r == 0);
+  for (; r + R <= call.rows; r += R) weigh_tile<A, Storage, R, N>(call, r, element, call.ahead != 0 && r == 0);
+  for (; r < call.rows; ++r) weigh_tile<A, Storage, 1, N>(call, r, element, call.ahead != 0 && r == 0);
 }
 /// All rows and elements, in tiles as wide as they fit: rows of 512 bytes read whole gave 20 GB/s, halves of them 15 (one core
 /// of AMD Zen 4).
@@ -128,7 +125,8 @@ void weigh_rows(const RowAverage<A>& call) {
   constexpr int widest = ATTN_VECTOR_REGISTERS == 32 ? 8 : 4, n = lanes<A>;
   Index element = 0;
   if constexpr (std::is_same_v<A, Storage>)
-    for (; element + widest * n <= call.size; element += widest * n) weigh_columns<A, Storage, 2, widest>(call, element);
+    for (; element + widest * n <= call.size; element += widest * n)
+      weigh_columns<A, Storage, 2, widest>(call, element);
   for (; element + widest / 2 * n <= call.size; element += widest / 2 * n)
     weigh_columns<A, Storage, 4, widest / 2>(call, element);
   for (; element < call.size; element += n) weigh_columns<A, Storage, 4, 1>(call, element);
