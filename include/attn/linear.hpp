@@ -11,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "kernel/linear_backward.hpp"
 #include "kernel/linear_forward.hpp"
 #include "kernel/isa/targets.hpp"
 #include "math.hpp"
@@ -317,18 +316,6 @@ class Linear {
     check_pair("Linear::forward", x, y);
     detail::require_apart("Linear::forward", y, x);
   }
-  /// grad_x: without memory where it is not asked for.
-  [[gnu::noinline]] void check_backward(const detail::Layout& grad_x, const detail::Layout& grad_y,
-                                        const detail::Layout& x) const {
-    constexpr auto fn = "Linear::backward";
-    check_pair(fn, x, grad_y);
-    if (grad_x.address == 0 && !detail::has_elements(grad_x.shape)) return;
-    detail::require_shape(fn, "grad_x", grad_x.shape, x.shape);
-    detail::require(detail::row_distance(grad_x.shape, grad_x.stride) >= 0, fn,
-                    "grad_x, expected a packed view, or rows that lie equally far apart");
-    detail::require_apart(fn, grad_x, x);
-    detail::require_apart(fn, grad_x, grad_y);
-  }
   [[gnu::noinline]] void run(const T* x, const detail::Layout& x_layout, T* y, const detail::Layout& y_layout) const {
     check(x_layout, y_layout);
     const Index rows = rows_of(x_layout.shape);
@@ -375,43 +362,16 @@ class Linear {
     run_backward(grad_x.data(), detail::layout_of("grad_x", grad_x), grad_y.data(), detail::layout_of("grad_y", grad_y),
                  x.data(), detail::layout_of("input", x), add);
   }
+  // ---- Backward: in linear_backward.hpp ----
+
+  /// grad_x: without memory where it is not asked for.
+  [[gnu::noinline]] void check_backward(const detail::Layout& grad_x, const detail::Layout& grad_y,
+                                        const detail::Layout& x) const;
   [[gnu::noinline]] void run_backward(T* grad_x, const detail::Layout& grad_x_layout, const T* grad_y,
                                       const detail::Layout& grad_y_layout, const T* x, const detail::Layout& x_layout,
-                                      bool add) {
-    check_backward(grad_x_layout, grad_y_layout, x_layout);
-    make_gradients("Linear::backward");
-    const Index rows = rows_of(x_layout.shape);
-    if (rows == 0) return;
-    const kernel::LinearBackwardProblem<Stored, Stored> problem{
-        .x = kernel::stored(x),
-        .weight = kernel::stored(std::as_const(*parameters_).weight.data()),
-        .grad_y = kernel::stored(grad_y),
-        .grad_x = kernel::stored(grad_x),
-        .weight_gradient = parameters_->weight_gradient.elements().data(),
-        .bias_gradient = has_bias() ? parameters_->bias_gradient.data() : nullptr,
-        .rows = rows,
-        .in = in_features(),
-        .out = out_features(),
-        .x_row = detail::row_distance(x_layout.shape, x_layout.stride),
-        .grad_y_row = detail::row_distance(grad_y_layout.shape, grad_y_layout.stride),
-        .grad_x_row = grad_x == nullptr ? 0 : detail::row_distance(grad_x_layout.shape, grad_x_layout.stride),
-        .add = add};
-    const Isa isa = active_isa();
-    const kernel::LinearKernels<Stored> kernels = kernels_of<Stored>(isa);
-    const Index threads{current_executor().concurrency()};
-    detail::run_tasks(
-        kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, kernel::codec_of<Stored>(isa), threads));
-  }
-
+                                      bool add);
   /// Takes the memory of the gradients, if it has not been taken. Errors: a layer that cannot be trained.
-  void make_gradients(std::string_view fn) {
-    check_trainable(fn);
-    Parameters& own = *parameters_;
-    if (own.weight_gradient.in() > 0) return;
-    AlignedVector<Accumulator<T>> bias_gradient(own.bias.size(), Accumulator<T>{0});
-    own.weight_gradient = PackedMatrix<Accumulator<T>>(out_features(), in_features());
-    own.bias_gradient = std::move(bias_gradient);
-  }
+  void make_gradients(std::string_view fn);
 
   /// What multiplies bfloat16 as it is, where that pays.
   [[nodiscard]] static const kernel::PairReader* active_pairs([[maybe_unused]] Isa isa) {
@@ -438,4 +398,5 @@ class Linear {
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn
 
+#include "linear_backward.hpp"
 #include "linear_formats.hpp"

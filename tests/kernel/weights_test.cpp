@@ -241,6 +241,29 @@ TYPED_TEST(ByteDots, AreExactWithinAGroup) {
   });
 }
 
+TYPED_TEST(ByteDots, GiveTheSameBitsOnEveryInstructionSet) {
+  constexpr Index in = 320, groups = in / group, rows = 5;
+  const StoredWeight weight = panel_of<TypeParam>(in, 11);
+  const auto x = rounded(Isa::baseline, numbers_between<float>(-2, 2, rows * in, 12));
+  const auto before = numbers_between<float>(-9, 9, width, 13);
+  std::vector<float> first;
+  on_every_isa([&](Isa isa) {
+    if (!attn::detail::cpu_has_byte_dots(isa)) return;
+    std::vector<float> c(as_size(rows * width));
+    kernel::weight_reader_of<TypeParam>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
+                                                                                       .x_row = groups,
+                                                                                       .rows = rows,
+                                                                                       .inputs = groups,
+                                                                                       .weights = weight.part(),
+                                                                                       .c = c.data(),
+                                                                                       .c_row = width,
+                                                                                       .before = before.data(),
+                                                                                       .before_row = 0});
+    if (first.empty()) first = c;
+    EXPECT_EQ(c, first);
+  });
+}
+
 /// Numbers at the ends of their ranges: sums of pairs in 16 bits would saturate.
 TEST(ByteDotsOfInt8, DoNotSaturate) {
   on_every_isa([](Isa isa) {
