@@ -38,7 +38,7 @@ struct Rows {
   Rows(Isa isa, Index count, Index size_, unsigned seed)
       : size(size_), row(F::of(isa).row_bytes(size_) + 8), numbers(whole_numbers<float>(count * size_, seed)) {
     const auto& format = F::of(isa);
-    memory.resize(as_size(count * row), std::byte{0x7B});
+    memory.resize(as_size(std::max<Index>(count, 1) * row), std::byte{0x7B});
     for (Index t = 0; t < count; ++t) {
       float* const from = numbers.data() + t * size;
       if (size > 0) from[0] = 127;

@@ -26,19 +26,21 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
   const Bfloat16* x[std::size_t{R}];
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) x[r] = product.x + (row + r) * product.x_row;
-  const Bfloat16* stored = product.weights + output;
-  const std::uint32_t* copied = product.pairs + output;
+  // Both lie as far apart from one pair to the next: two rows of 16 bits, or one of 32.
+  const void* const weights = is_copied ? static_cast<const void*>(product.pairs + output) : product.weights + output;
+  const auto* at = static_cast<const std::byte*>(weights);
   const char* prefetch = row == 0 && output == 0 ? product.prefetch : nullptr;
   Vec<float> sum[std::size_t{R}][std::size_t{N}] = {};
-  for (Index i = 0; i < product.inputs; i += 2, stored += 2 * panel_outputs, copied += panel_outputs) {
+  for (Index i = 0; i < product.inputs; i += 2, at += 4 * panel_outputs) {
     const bool whole = i + 1 < product.inputs;
     Bits<float> pair[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) {
       if constexpr (is_copied)
-        __builtin_memcpy(&pair[n], copied + n * lanes<float>, sizeof pair[n]);
+        pair[n] = load_group_words(at + n * static_cast<int>(sizeof pair[n]));
       else
-        pair[n] = interleave_pairs(stored + n * lanes<float>, whole);
+        pair[n] =
+            interleave_pairs(static_cast<const Bfloat16*>(static_cast<const void*>(at)) + n * lanes<float>, whole);
     }
     if (prefetch != nullptr) {
       for (int line = 0; line < 4 * panel_outputs; line += 64) __builtin_prefetch(prefetch + line);
@@ -59,9 +61,9 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
   for (int r = 0; r < R; ++r) {
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) {
-      const Index at = output + n * lanes<float>;
-      const Vec<float> before = load(product.before + (row + r) * product.before_row + at);
-      store(product.c + (row + r) * product.c_row + at, before + sum[r][n]);
+      const Index o = output + n * lanes<float>;
+      const Vec<float> before = load(product.before + (row + r) * product.before_row + o);
+      store(product.c + (row + r) * product.c_row + o, before + sum[r][n]);
     }
   }
 }
