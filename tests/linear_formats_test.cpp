@@ -245,6 +245,20 @@ TEST(StoreWeights, RoundsTheWeightAndSaysSo) {
   }
 }
 
+TEST(StoreWeights, RoundsAlikeOnAnyNumberOfThreads) {
+  for (const WeightFormat format : formats) {
+    const auto stored_on = [&](attn::Executor& executor) {
+      const attn::UseExecutor use(executor);
+      Linear<float> linear(1000, 700, true, 1);
+      linear.store_weights(format);
+      return linear.weight();
+    };
+    attn::SerialExecutor serial;
+    attn::ThreadPool pool(3);
+    EXPECT_TRUE(same_bits(stored_on(serial), stored_on(pool))) << weight_format_name(format);
+  }
+}
+
 TEST(StoreWeights, IsExactOnWhatItHasRounded) {
   for (const WeightFormat format : formats) {
     Linear<float> linear(100, 60, true, 1);
@@ -344,7 +358,7 @@ TEST(SetQuantisedWeight, TakesBlocksAndTellsThemByTheirSize) {
     linear.set_quantised_weight(blocks);
     EXPECT_EQ(linear.weight_format(), format);
     attn::StoredWeight expected(format, 30, 64);
-    expected.set_blocks(blocks.data());
+    expected.set_blocks(29, blocks.data() + 29 * 2 * bytes);
     std::vector<float> row(64);
     expected.get_row(29, row.data());
     for (Index i = 0; i < 64; ++i) EXPECT_EQ(linear.weight()(29, i), row[static_cast<std::size_t>(i)]);

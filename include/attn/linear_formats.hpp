@@ -82,7 +82,10 @@ void Linear<T>::set_quantised_weight(std::span<const std::byte> blocks) {
   detail::require(size == of_int8 || size == of_int4, fn, "blocks, expected ", of_int8, " bytes of Q8_0 or ", of_int4,
                   " of Q4_0, got ", size);
   StoredWeight stored(size == of_int8 ? WeightFormat::int8 : WeightFormat::int4, out_features(), in_features());
-  stored.set_blocks(blocks.data());
+  const Index row = in_features() / group * StoredWeight::block_bytes(stored.format());
+  stored.for_each_part([&](Index first, Index end, float*) {
+    for (Index o = first; o < end; ++o) stored.set_blocks(o, blocks.data() + o * row);
+  });
   hold(std::move(stored));
 }
 
@@ -104,12 +107,12 @@ template <Scalar T>
 StoredWeight Linear<T>::stored_as(WeightFormat format, std::string_view fn, View<const T, 2> weight) const {
   check_storable(format, fn, weight);
   StoredWeight stored(format, out_features(), in_features());
-  const Workspace::Frame frame;
-  auto* const row = frame.take<float>(in_features());
-  for (Index o = 0; o < out_features(); ++o) {
-    for (Index i = 0; i < in_features(); ++i) row[i] = static_cast<float>(weight(o, i));
-    stored.set_row(o, row);
-  }
+  stored.for_each_part([&](Index first, Index end, float* row) {
+    for (Index o = first; o < end; ++o) {
+      for (Index i = 0; i < in_features(); ++i) row[i] = static_cast<float>(weight(o, i));
+      stored.set_row(o, row);
+    }
+  });
   return stored;
 }
 

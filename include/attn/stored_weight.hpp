@@ -13,6 +13,8 @@
 #include "kernel/weights.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
+#include "scratch.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -107,19 +109,28 @@ class StoredWeight {
   [[nodiscard]] static constexpr Index block_bytes(WeightFormat format) {
     return format == WeightFormat::int8 ? 2 + group : 2 + group / 2;
   }
-  /// Takes over blocks of Q8_0 or Q4_0, [out][in / 32]; without loss.
-  void set_blocks(const std::byte* block) {
-    for (Index o = 0; o < out_; ++o)
-      for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
-        std::memcpy(static_cast<void*>(&scale(o, first)), block, 2);
-        const std::byte* const numbers = block + 2;
-        for (Index i = 0; i < group; ++i) {
-          // Q8_0 has a number with its sign, Q4_0 one from 0: the first half of a group in the lower halves of its bytes.
-          const auto eight = static_cast<std::int8_t>(numbers[format_ == WeightFormat::int8 ? i : 0]);
-          const int four = std::to_integer<int>(numbers[i % (group / 2)]) >> (i < group / 2 ? 0 : 4) & 15;
-          set_number(o, first + i, format_ == WeightFormat::int8 ? eight + zero() : four);
-        }
+  /// Takes over an output's blocks of Q8_0 or Q4_0, [in / 32]; without loss.
+  void set_blocks(Index o, const std::byte* block) {
+    for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
+      std::memcpy(static_cast<void*>(&scale(o, first)), block, 2);
+      const std::byte* const numbers = block + 2;
+      for (Index i = 0; i < group; ++i) {
+        // Q8_0 has a number with its sign, Q4_0 one from 0: the first half of a group in the lower halves of its bytes.
+        const auto eight = static_cast<std::int8_t>(numbers[format_ == WeightFormat::int8 ? i : 0]);
+        const int four = std::to_integer<int>(numbers[i % (group / 2)]) >> (i < group / 2 ? 0 : 4) & 15;
+        set_number(o, first + i, format_ == WeightFormat::int8 ? eight + zero() : four);
       }
+    }
+  }
+  /// Calls f(first output, end of outputs, scratch) for parts of the outputs, on several threads where that is worth it: what
+  /// f sets of different parts shares no memory. Scratch has room for `in` floats.
+  template <class F>
+  void for_each_part(const F& f) const {
+    constexpr double work_of_a_weight = 20;
+    detail::run_tasks(detail::ceil_div(out_, width), work_of_a_weight * static_cast<double>(out_ * in_),
+                      in_ * Index{sizeof(float)}, [&](Index part, std::byte* memory) {
+                        f(part * width, std::min(out_, (part + 1) * width), detail::Scratch(memory).take<float>(in_));
+                      });
   }
 
  private:
