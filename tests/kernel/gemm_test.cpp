@@ -90,6 +90,13 @@ TEST(Prefetch, CountsInBytes) {
   EXPECT_EQ(prefetch.rows, 2);
 }
 
+TEST(CrowdsL1, StridesOfWholeKilobytesDoWhereManyPanelsReadThem) {
+  EXPECT_TRUE(kernel::crowds_l1(1024, 6));
+  EXPECT_TRUE(kernel::crowds_l1(3072, 100));
+  EXPECT_FALSE(kernel::crowds_l1(1024, 5));
+  EXPECT_FALSE(kernel::crowds_l1(1536, 100));
+}
+
 TEST(AliasesInCache, StridesOfWhole8KBDo) {
   EXPECT_TRUE(kernel::aliases_in_cache(8192));
   EXPECT_TRUE(kernel::aliases_in_cache(3 * 8192));

@@ -100,10 +100,8 @@ class AttentionTasks {
     const Index steps = std::max<Index>(ceil_div(problem_.T, step_keys), 1);
     const auto rows = [&](const RowFormat<A>& format, Index stride, Index size) {
       const bool page_each = stride >= 4096;  // then a copy saves 1 to 2 %
-      // Rows of a step that map to a quarter of L1's sets are copied if many panels read them: 4 to 7 % of an attention with
-      // 12 heads of 64. With 3 panels a copy costs 3 % (Intel Xeon).
-      const bool crowds_l1 = stride % 1024 == 0 && panels_ >= 6;
-      const bool copied = format.converted || aliases_in_cache(stride) || crowds_l1 || (read_again && page_each);
+      const bool copied =
+          format.converted || aliases_in_cache(stride) || crowds_l1(stride, panels_) || (read_again && page_each);
       return typename RowSource<A>::Shape{.stride = stride,
                                           .size = size,
                                           .copied = copied,

@@ -157,7 +157,7 @@ class BackwardBlock {
   /// The stride of rows that are copied or summed up, in whole vectors.
   [[nodiscard]] Index padded_stride(Index size) const { return copied_stride<A>(arithmetic_.padded(size)); }
   [[nodiscard]] typename RowSource<A>::Shape key_rows(const RowFormat<A>& format, Index stride, Index size) const {
-    const bool copied = format.converted || aliases_in_cache(stride);
+    const bool copied = format.converted || aliases_in_cache(stride) || crowds_l1(stride, ceil_div(n_.S, shape_.panel));
     return {.stride = stride,
             .size = size,
             .copied = copied,
