@@ -64,8 +64,8 @@ class StoredWeight {
     return {.values = values_.data(), .scales = kernel::stored(scales_.data())};
   }
 
-  /// What the format makes of an output's weights [in], for `set_row`, without storing it: the first weight that it cannot
-  /// hold, or `in`. Weights beyond half's largest number cannot be stored in half, infinite ones and NaN not in groups.
+  /// The first of an output's weights [in] that a format cannot hold, or `in`: half none beyond its largest number, int8 and
+  /// int4 no infinity or NaN.
   [[nodiscard]] static Index first_unstorable(WeightFormat format, const float* row, Index in) {
     float largest = 0x1.FFFFFEp127F;
     if (format == WeightFormat::bfloat16) largest = 0x1.FEFFFEp127F;

@@ -36,8 +36,8 @@ inline void prefetch(const void* from, Index bytes) {
 /// to 4 % and saves up to half of the time (rows of 16 KB). At 4 KB copying costs 1 to 3 % more than it saves.
 [[nodiscard]] constexpr bool aliases_in_cache(Index stride) { return stride % 8192 == 0; }
 
-/// Whether rows of keys at this stride, in bytes, map to a quarter of L1's sets and are read by so many panels of queries that
-/// it is better to copy them: 4 to 7 % of an attention with 12 heads of 64; with 3 panels a copy costs 3 % (Intel Xeon).
+/// Whether to copy rows of keys because their stride, in bytes, maps them to a quarter of L1's sets: that pays where many panels
+/// of queries read them (4 to 7 % of an attention with 12 heads of 64) and costs 3 % where 3 do (Intel Xeon).
 [[nodiscard]] constexpr bool crowds_l1(Index stride, Index panels) { return stride % 1024 == 0 && panels >= 6; }
 
 /// The stride of copied rows of `size`: a cache line more, since a stride of 512 bytes maps to few sets of L1 (1 to 2 %).

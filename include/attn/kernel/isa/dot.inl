@@ -85,10 +85,7 @@ ATTN_DOT_TARGET __attribute__((noinline)) void dot_tile(const WeightProduct<Inpu
       Bits<float> words[std::size_t{N}];
       ATTN_UNROLL
       for (int n = 0; n < N; ++n) words[n] = dot_words<W>(word + n * static_cast<int>(sizeof(Bits<float>)));
-      if (prefetch != nullptr) {
-        for (int line = 0; line < panel_outputs * 4; line += 64) __builtin_prefetch(prefetch + line);
-        prefetch += panel_outputs * 4;
-      }
+      prefetch_words(prefetch);
       if constexpr (weight_bits<W> == 8) {
         add_quad<R, N>(numbers, words, x, w);
       } else {
@@ -112,12 +109,7 @@ ATTN_DOT_TARGET __attribute__((noinline)) void dot_tile(const WeightProduct<Inpu
     ATTN_UNROLL
     for (int r = 0; r < R; ++r) ++x[r];
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) {
-      const Index at = output + n * lanes<float>;
-      const Vec<float> before = load(product.before + (row + r) * product.before_row + at);
-      store(product.c + (row + r) * product.c_row + at, before + sum[r][n]);
-    }
+  add_sums<R, N>(product, row, output, sum);
 }
 
 /// A product with a panel of weights.

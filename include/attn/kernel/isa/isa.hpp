@@ -153,6 +153,16 @@ inline constinit std::atomic<Isa> chosen_isa{undecided};
   return said.empty() ? std::nullopt : std::optional(said == "1");
 }
 
+/// Whether a special unit is wanted: what was set, or the environment says, or else `otherwise`, decided at the first call.
+inline bool is_wanted(std::atomic<signed char>& wanted, std::string_view function, const char* variable,
+                      bool otherwise) {
+  signed char now = wanted.load(std::memory_order_relaxed);
+  if (now < 0) {
+    now = forced_unit(function, variable).value_or(otherwise) ? 1 : 0;
+    wanted.store(now, std::memory_order_relaxed);
+  }
+  return now != 0;
+}
 inline constinit std::atomic<signed char> byte_dots_wanted{-1};  // -1: not yet decided
 
 inline constinit std::atomic<signed char> bf16_dots_wanted{-1};
@@ -193,14 +203,10 @@ inline void set_active_isa(Isa isa) {
 /// floats, by the tile of all other products: where the CPU has them on the vectors of the active instruction set, unless
 /// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Errors: ATTN_BYTE_DOTS is not 0 or 1.
 [[nodiscard]] inline bool byte_dots(Isa isa = active_isa()) {
-  signed char wanted = detail::byte_dots_wanted.load(std::memory_order_relaxed);
-  if (wanted < 0) {
-    wanted = detail::forced_unit("byte_dots", "ATTN_BYTE_DOTS").value_or(true) ? 1 : 0;
-    detail::byte_dots_wanted.store(wanted, std::memory_order_relaxed);
-  }
   static const std::array<bool, 3> has{detail::cpu_has_byte_dots(Isa::baseline), detail::cpu_has_byte_dots(Isa::avx2),
                                        detail::cpu_has_byte_dots(Isa::avx512)};
-  return wanted != 0 && has[static_cast<std::size_t>(isa)];
+  return detail::is_wanted(detail::byte_dots_wanted, "byte_dots", "ATTN_BYTE_DOTS", true) &&
+         has[static_cast<std::size_t>(isa)];
 }
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
@@ -210,13 +216,9 @@ inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, 
 /// so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise. Products of
 /// subnormal numbers then count as 0. Errors: ATTN_BF16_DOT is not 0 or 1.
 [[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
-  signed char wanted = detail::bf16_dots_wanted.load(std::memory_order_relaxed);
-  if (wanted < 0) {
-    wanted = detail::forced_unit("bf16_dots", "ATTN_BF16_DOT").value_or(!detail::cpu_is_intel()) ? 1 : 0;
-    detail::bf16_dots_wanted.store(wanted, std::memory_order_relaxed);
-  }
-  static const bool has = detail::cpu_has_bf16_dots(Isa::avx512);
-  return wanted != 0 && has && isa == Isa::avx512;
+  static const bool has = detail::cpu_has_bf16_dots(Isa::avx512), otherwise = !detail::cpu_is_intel();
+  return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) && has &&
+         isa == Isa::avx512;
 }
 /// Turns them on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_bf16_dots(bool on) { detail::bf16_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }

@@ -42,10 +42,7 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
         pair[n] =
             interleave_pairs(static_cast<const Bfloat16*>(static_cast<const void*>(at)) + n * lanes<float>, whole);
     }
-    if (prefetch != nullptr) {
-      for (int line = 0; line < 4 * panel_outputs; line += 64) __builtin_prefetch(prefetch + line);
-      prefetch += 4 * panel_outputs;
-    }
+    prefetch_words(prefetch);
     ATTN_UNROLL
     for (int r = 0; r < R; ++r) {
       std::int32_t inputs = 0;
@@ -57,15 +54,7 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
       for (int n = 0; n < N; ++n) sum[r][n] = add_pair(sum[r][n], pair[n], inputs - Bits<float>{});
     }
   }
-  ATTN_UNROLL
-  for (int r = 0; r < R; ++r) {
-    ATTN_UNROLL
-    for (int n = 0; n < N; ++n) {
-      const Index o = output + n * lanes<float>;
-      const Vec<float> before = load(product.before + (row + r) * product.before_row + o);
-      store(product.c + (row + r) * product.c_row + o, before + sum[r][n]);
-    }
-  }
+  add_sums<R, N>(product, row, output, sum);
 }
 template <bool is_copied>
 ATTN_INLINE void multiply_rows_of_pairs(const PairProduct& product) {

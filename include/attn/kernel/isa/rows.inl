@@ -22,13 +22,21 @@ ATTN_INLINE Bits<float> nearest(Vec<float> x) {
 /// The scale of a row of n bytes, which lies behind them.
 [[nodiscard]] ATTN_INLINE Index scale_offset(Index n) { return round_up(n, sizeof(float)); }
 
-/// n elements of a row of floats, from some element on: all of them but for the type.
+/// What a row is multiplied by, besides: the scale behind its n bytes, or 1.
+template <class A, class Storage>
+ATTN_INLINE A scale_of_row(const std::byte* row, Index n) {
+  if constexpr (!std::is_same_v<Storage, ScaledBytes>) return A{1};
+  float scale;
+  __builtin_memcpy(&scale, row + scale_offset(n), sizeof scale);
+  return static_cast<A>(scale);
+}
+
+/// Loads n elements of a row as floats, from `first` on, out of a row of `row_size`.
 template <class Storage>
 ATTN_INLINE void load_elements(float* to, const std::byte* row, Index first, Index n, Index row_size) {
   if constexpr (!std::is_same_v<Storage, ScaledBytes>)
     return convert(to, static_cast<const Storage*>(static_cast<const void*>(row)) + first, n);
-  float scale;
-  __builtin_memcpy(&scale, row + scale_offset(row_size), sizeof scale);
+  const auto scale = scale_of_row<float, Storage>(row, row_size);
   row += first;
   Index i = 0;
   for (; i + lanes<float> <= n; i += lanes<float>)

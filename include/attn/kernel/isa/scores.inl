@@ -8,17 +8,6 @@ ATTN_INLINE Vec<A> load_stored(const std::byte* from) {
   else
     return load(static_cast<const Storage*>(static_cast<const void*>(from)));
 }
-/// Bytes of an element of a row.
-template <class Storage>
-inline constexpr Index element_bytes = std::is_same_v<Storage, ScaledBytes> ? 1 : sizeof(Storage);
-/// What a row is multiplied by, besides: the scale behind its n bytes, or 1.
-template <class A, class Storage>
-ATTN_INLINE A scale_of_row(const std::byte* row, Index n) {
-  if constexpr (!std::is_same_v<Storage, ScaledBytes>) return A{1};
-  float scale;
-  __builtin_memcpy(&scale, row + scale_offset(n), sizeof scale);
-  return static_cast<A>(scale);
-}
 ATTN_INLINE void prefetch_row(const std::byte* row, Index bytes) {
   for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
 }
@@ -47,7 +36,7 @@ ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
 template <class A, class Storage>
 __attribute__((noinline)) void score_rows(const RowScores<A>& call) {
   constexpr int n = lanes<A>, R = std::is_same_v<A, Storage> || n < 8 ? 2 : 4, K = n / R;
-  const Index D = call.size, rows = call.rows, bytes = D * element_bytes<Storage>;
+  const Index D = call.size, rows = call.rows, bytes = D * Index{sizeof(Storage)};
   for (Index t = 0; t < call.keys; t += K)
     for (Index r = 0; r < rows; r += R) {
       if (r == 0 && call.ahead != 0)
@@ -61,7 +50,7 @@ __attribute__((noinline)) void score_rows(const RowScores<A>& call) {
       for (int j = 0; j < K; ++j) {
         const std::byte* const key = call.k + std::min<Index>(t + j, call.keys - 1) * call.k_row;
         for (Index d = 0; d < D; d += n) {
-          const Vec<A> y = load_stored<A, Storage>(key + d * element_bytes<Storage>);
+          const Vec<A> y = load_stored<A, Storage>(key + d * Index{sizeof(Storage)});
           ATTN_UNROLL
           for (int i = 0; i < R; ++i) sum[i * K + j] = multiply_add(load(row[i] + d), y, sum[i * K + j]);
         }
@@ -79,7 +68,7 @@ __attribute__((noinline)) void score_rows(const RowScores<A>& call) {
 /// y[row][element] += weights v of R rows and N vectors of elements: each sum in a register, each v converted once.
 template <class A, class Storage, int R, int N>
 __attribute__((noinline)) void weigh_tile(const RowAverage<A>& call, Index r, Index element, bool reads) {
-  const std::byte* v = call.v + element * element_bytes<Storage>;
+  const std::byte* v = call.v + element * Index{sizeof(Storage)};
   const A* weights[std::size_t{R}];
   ATTN_UNROLL
   for (int row = 0; row < R; ++row) weights[row] = call.weights + (r + row) * call.weights_row;
@@ -88,12 +77,12 @@ __attribute__((noinline)) void weigh_tile(const RowAverage<A>& call, Index r, In
   for (Index i = 0; i < keys; ++i, v += v_row) {
     if (reads) {
       ATTN_UNROLL
-      for (int byte = 0; byte < N * lanes<A> * static_cast<int>(element_bytes<Storage>); byte += 64)
+      for (int byte = 0; byte < N * lanes<A> * static_cast<int>(sizeof(Storage)); byte += 64)
         __builtin_prefetch(v + ahead + byte);
     }
     Vec<A> column[std::size_t{N}];
     ATTN_UNROLL
-    for (int n = 0; n < N; ++n) column[n] = load_stored<A, Storage>(v + n * lanes<A> * element_bytes<Storage>);
+    for (int n = 0; n < N; ++n) column[n] = load_stored<A, Storage>(v + n * lanes<A> * Index{sizeof(Storage)});
     const A scale = scale_of_row<A, Storage>(v, size);
     ATTN_UNROLL
     for (int row = 0; row < R; ++row) {

@@ -38,6 +38,25 @@ __attribute__((noinline)) void load_weights(float* to, const WeightPart& part, I
   }
 }
 
+/// Adds the sums of a tile, of any kind of product, to what c starts from. Unrolled, int8 would gain 2 % and int4 lose 7 % (g++ 12).
+template <int R, int N, class Product>
+ATTN_INLINE void add_sums(const Product& product, Index row, int output,
+                          const Vec<float> (&sum)[std::size_t{R}][std::size_t{N}]) {
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      const Index o = output + n * lanes<float>;
+      const Vec<float> before = load(product.before + (row + r) * product.before_row + o);
+      store(product.c + (row + r) * product.c_row + o, before + sum[r][n]);
+    }
+  }
+}
+/// Prefetches as many bytes as a row of 32-bit words of a panel has.
+ATTN_INLINE void prefetch_words(const char*& from) {
+  if (from == nullptr) return;
+  for (int line = 0; line < panel_outputs * 4; line += 64) __builtin_prefetch(from + line);
+  from += panel_outputs * 4;
+}
+
 /// One tile of a product with grouped weights, R rows by N vectors of outputs from `output` on: the sums of `tile` over a
 /// copy of the weights, bit for bit.
 template <class W, int R, int N>
@@ -56,10 +75,7 @@ __attribute__((noinline)) void grouped_tile(const WeightProduct<float>& product,
       Bits<float> words[std::size_t{N}];
       ATTN_UNROLL
       for (int n = 0; n < N; ++n) words[n] = load_group_words(word + n * static_cast<int>(sizeof(Bits<float>)));
-      if (prefetch != nullptr) {
-        for (int line = 0; line < panel_outputs * 4; line += 64) __builtin_prefetch(prefetch + line);
-        prefetch += panel_outputs * 4;
-      }
+      prefetch_words(prefetch);
       ATTN_UNROLL
       for (int i = 0; i < word_inputs<W>; ++i, ++input) {
         Vec<float> column[std::size_t{N}];
@@ -74,12 +90,7 @@ __attribute__((noinline)) void grouped_tile(const WeightProduct<float>& product,
       }
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) {
-      const Index at = output + n * lanes<float>;
-      const Vec<float> before = load(product.before + (row + r) * product.before_row + at);
-      store(product.c + (row + r) * product.c_row + at, before + sum[r][n]);
-    }
+  add_sums<R, N>(product, row, output, sum);
 }
 
 /// A tile of a product with weights of any format.
