@@ -39,6 +39,10 @@ struct AttentionOptions {
   /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
   /// Position::query counts from. KvCache gives it for sequences of unlike length.
   std::span<const Index> query_start = {};
+  /// The score of each head's sink, [H]: one more key, seen by every query before any mask or score function, whose value
+  /// is 0. It takes weight away from the others. -inf: none.
+  std::span<const double> sinks = {};
+  bool sinks_gradient = false;  ///< backward: also return the gradient of the sinks
 };
 
 /// What scaled_dot_product_attention returns. Parts that were not asked for are empty.
@@ -140,6 +144,11 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           "query_start, expected one for each of ", n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
     require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a position within 2^30, got ", start);
+  require(options.sinks.empty() || std::ssize(options.sinks) == n.H, fn, "sinks, expected one for each of ", n.H,
+          " query heads, got ", std::ssize(options.sinks));
+  for (const double sink : options.sinks)
+    require(is_scale<Accumulator<X>>(sink) || bits_of(sink) == bits_of(-std::numeric_limits<double>::infinity()), fn,
+            "sinks, expected finite numbers of the type of scores, or -inf, got ", sink);
   check_outputs(fn, n, out, {layout_of("q", q), layout_of("k", k), layout_of("v", v)});
   return n;
 }
@@ -188,7 +197,8 @@ template <Scalar X>
           .weights = kernel::stored(out.weights.data()),
           .scale = static_cast<Accumulator<X>>(scale_of(options, n.D)),
           .dropout = DropoutRule(options.dropout, options.seed, options.call),
-          .query_start = options.query_start.empty() ? nullptr : options.query_start.data()};
+          .query_start = options.query_start.empty() ? nullptr : options.query_start.data(),
+          .sinks = options.sinks.empty() ? nullptr : options.sinks.data()};
 }
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
@@ -341,7 +351,7 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const KvCache<T>& 
 /// mask: a typed mask, masks joined by &, a callable bool(Position), or an additive tensor of rank 1 to 4.
 /// score: any callable (score, Position) -> score. Either may be the name of a function.
 /// Conventions: scale, then score functions, then mask, softmax, dropout, times v. Queries are aligned with the last
-/// keys. A row with no key left gives 0 and log-sum-exp -inf.
+/// keys. A row with no key left gives 0 and log-sum-exp -inf, with a sink that of the sink.
 /// Errors: attn::Error for shapes that do not fit, a last axis that is not contiguous, a mask that does not broadcast,
 /// dropout outside [0,1], a scale that is not finite as the type of scores.
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",

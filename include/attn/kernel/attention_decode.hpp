@@ -104,8 +104,10 @@ class DecodeTasks {
     const A* const first = partials_of(b, h / heads_);
     A* const weights = buffers.weights;  // of the chunks: their maxima are scores like any other
     for (Index c = 0; c < chunks_; ++c) weights[c] = first[c * partial() + r];
-    A row_max = masked_score<A>, row_sum = 0, unused = 0;
-    arithmetic_.softmax_line(weights, chunks_, row_max, unused);
+    const A sink = sink_of(problem_, h);
+    A row_max = sink, row_sum = sink > masked_score<A> ? A{1} : A{0};
+    A unused = 0;
+    row_sum *= arithmetic_.softmax_line(weights, chunks_, row_max, unused);
     for (Index c = 0; c < chunks_; c += joined_chunks) {
       A part = 0;
       for (Index i = c; i < std::min(c + joined_chunks, chunks_); ++i)

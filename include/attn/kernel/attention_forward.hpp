@@ -192,6 +192,11 @@ class AttentionTasks<Q>::Worker {
                                             problem_.D);
     clear(row, chunk_);
     if (tasks_.is_chunked()) clear(row, total_);
+    if (const A sink = sink_of(problem_, h_);
+        sink > masked_score<A>) {  // a key with the value 0, seen before all others
+      std::fill_n(total_.row_max + row, panel_, sink);
+      std::fill_n(total_.row_sum + row, panel_, A{1});
+    }
   }
 
   /// Queries of the panel at `row`, also in vectors; keys of a block; elements of v in whole vectors.

@@ -79,6 +79,7 @@ struct AttentionProblem {
   A scale;
   DropoutRule dropout;
   const Index* query_start;  ///< [B], or null: T - S
+  const double* sinks;       ///< [H], or null
 
   [[nodiscard]] Position position(Index b, Index h, Index s, Index t) const {
     const Index start = query_start == nullptr ? T - S : query_start[b];
