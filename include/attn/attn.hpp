@@ -39,6 +39,7 @@
 #include "linear_backward.hpp"
 #include "linear_formats.hpp"
 #include "rotary_scaling.hpp"
+#include "rotary_positions.hpp"
 #include "rotary.hpp"
 #include "rotary_layout.hpp"
 #include "stored_heads.hpp"
