@@ -289,11 +289,15 @@ inline constexpr bool is_boolean_tensor = false;
 template <TensorOfElement<bool> M>
 inline constexpr bool is_boolean_tensor<M> = true;
 
+/// Whether M can be a mask.
+template <class M>
+inline constexpr bool is_mask_argument = Mask<M> || PredicateFunction<M> || (TensorLike<M> && !is_boolean_tensor<M>);
+
 /// Stops the compilation with a sentence unless M can be a mask. Otherwise true, also after the sentence: a concept that
 /// failed as well would add the compiler's own list of reasons.
 template <class M>
 constexpr bool explain_mask() {
-  constexpr bool is_mask = Mask<M> || PredicateFunction<M> || (TensorLike<M> && !is_boolean_tensor<M>);
+  constexpr bool is_mask = is_mask_argument<M>;
   if constexpr (is_boolean_tensor<M>) {
     static_assert(is_mask,
                   "attn: libraries disagree on what true means in a boolean mask: write attn::KeepMask(tensor) "

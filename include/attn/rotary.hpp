@@ -39,6 +39,8 @@ class Rotary {
 
   [[nodiscard]] const RotaryConfig& config() const { return frequencies_->config(); }
   [[nodiscard]] Index head_size() const { return frequencies_->head_size(); }
+  /// How many pairs of a head's elements are rotated.
+  [[nodiscard]] Index pairs() const { return frequencies_->rotated() / 2; }
 
   /// The length up to which all sequences have the same frequencies: original_length with dynamic and longrope scaling,
   /// unless the configuration fixes the length; otherwise there is no such limit.
@@ -184,8 +186,6 @@ class Rotary {
     });
   }
 
-  [[nodiscard]] Index pairs() const { return frequencies_->rotated() / 2; }
-
   // ---- Checks ----
 
   void check_views(std::string_view fn, std::span<const detail::Layout> views) const {
@@ -223,7 +223,7 @@ class OptionalRotary {
   OptionalRotary() = default;
   OptionalRotary(std::nullopt_t) {}  // NOLINT: converts as std::optional does
   OptionalRotary(const RotaryConfig& config) : config_(copy(config)), functions_(&functions) {}  // NOLINT: the same
-  OptionalRotary(const std::optional<RotaryConfig>& config)                                      // NOLINT: the same
+  [[gnu::noinline]] OptionalRotary(const std::optional<RotaryConfig>& config)                    // NOLINT: the same
       : OptionalRotary(config ? OptionalRotary(*config) : OptionalRotary()) {}
   OptionalRotary(const OptionalRotary& other)
       : config_(other ? other.functions_->copy(*other) : nullptr), functions_(other.functions_) {}

@@ -38,6 +38,8 @@ class RotaryPositions {
     std::copy(view.strides().begin(), view.strides().end(), stride_.begin());
   }
 
+  /// Whether no position was given.
+  [[nodiscard]] bool empty() const { return data_ == nullptr; }
   /// The position of a pair of a token.
   [[nodiscard]] Index at(Index b, Index s, Index pair) const {
     return data_[b * stride_[0] + s * stride_[1] + pair * stride_[2]] + s * step_;
@@ -46,8 +48,19 @@ class RotaryPositions {
   [[nodiscard]] Index length(Index b, Index S, Index pairs) const {
     Index last = -1;
     for (Index s = 0; s < S; ++s)
-      for (Index pair = 0; pair < (shape_[2] == same ? 1 : pairs); ++pair) last = std::max(last, at(b, s, pair));
+      for (Index pair = 0; pair < numbers(pairs); ++pair) last = std::max(last, at(b, s, pair));
     return last + 1;
+  }
+  /// How many numbers a copy for B sequences of S tokens takes, and a copy in memory for so many.
+  [[nodiscard]] Index copy_size(Index B, Index S, Index pairs) const { return B * S * numbers(pairs); }
+  [[nodiscard]] RotaryPositions copy(Index* to, Index B, Index S, Index pairs) const {
+    const Index n = numbers(pairs);
+    for (Index i = 0; i < B * S * n; ++i) to[i] = at(i / n / S, i / n % S, i % n);
+    RotaryPositions result;
+    result.data_ = to;
+    result.shape_ = {B, S, shape_[2]};
+    result.stride_ = {S * n, n, n > 1 ? 1 : 0};
+    return result;
   }
   /// Throws unless there are positions for B sequences of S tokens, each within 2^53 of 0.
   void check(std::string_view fn, Index B, Index S, Index pairs) const {
@@ -60,7 +73,7 @@ class RotaryPositions {
     constexpr Index most = detail::most_positions;
     for (Index b = 0; b < B; ++b)
       for (Index s = 0; s < (shape_[1] == same ? std::min<Index>(S, 1) : S); ++s)
-        for (Index pair = 0; pair < (shape_[2] == same ? 1 : pairs); ++pair)
+        for (Index pair = 0; pair < numbers(pairs); ++pair)
           detail::require(-most <= at(b, s, pair) && at(b, s, pair) <= most - step_ * S, fn,
                           step_ == 1 ? "start" : "positions", ", expected ", S, " positions up to 2^53 from 0, got ",
                           at(b, s, pair));
@@ -68,6 +81,9 @@ class RotaryPositions {
 
  private:
   static constexpr Index same = -1;  // one number for all along this axis
+
+  /// Numbers of a token.
+  [[nodiscard]] Index numbers(Index pairs) const { return shape_[2] == same ? 1 : pairs; }
 
   const Index* data_ = nullptr;
   std::array<Index, 3> shape_{0, same, same};

@@ -227,6 +227,7 @@ class DecodeTasks {
     row_max = masked_score<A>, row_sum = 0;
     if (from >= to) return;
     const Index keys = to - at.key;
+    if (rules_.cap_scores != nullptr) rules_.cap_scores(scores, nullptr, arithmetic_.padded(keys), rules_.cap);
     if (masked || rules_.has_score) rules_.line(rules_, scores, keys, at, masked);
     arithmetic_.softmax_line(scores, keys, row_max, row_sum);
     const A inverse = inverse_of(row_sum);

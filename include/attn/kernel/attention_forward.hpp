@@ -225,6 +225,7 @@ class AttentionTasks<Q>::Worker {
                         .c_row = panel_,
                         .factor = tasks_.scale_},
              keys(block), count(row), ahead(k_, t, row));
+    if (rules_.cap_scores != nullptr) rules_.cap_scores(scores_, nullptr, keys(block) * panel_, rules_.cap);
     if (rest.masked || rules_.has_score)
       rules_.panel(rules_, scores_, keys(block), count(row), block.first, rest.masked);
     return true;

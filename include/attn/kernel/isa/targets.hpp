@@ -121,6 +121,16 @@ template <class W>
   return baseline::pair_reader;
 }
 
+/// The cap on scores: apart from the tables, so that programs without one do not compile it.
+template <class A>
+[[nodiscard]] CapScores<A> cap_scores_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::cap_scores<A>;
+  if (isa == Isa::avx2) return avx2::cap_scores<A>;
+#endif
+  return baseline::cap_scores<A>;
+}
+
 /// The softmax of a row: apart from the tables, which would compile it for every program.
 template <class Storage>
 [[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)

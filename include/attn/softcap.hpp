@@ -1,0 +1,59 @@
+// Floor 4. A cap on scores that a module may have.
+#pragma once
+
+#include <concepts>
+#include <optional>
+
+#include "kernel/isa/targets.hpp"
+#include "kernel/rules.hpp"
+#include "tensor.hpp"
+
+namespace attn {
+inline namespace ATTN_EIGEN_ABI {
+
+/// The cap of cap * tanh(score / cap), or none, used as a std::optional<double>.
+///
+/// It reaches the kernels through a pointer that only its constructors from a number name: a program without a cap compiles
+/// none of them, and no mask is compiled once more for it.
+class OptionalSoftCap {
+ public:
+  OptionalSoftCap() = default;
+  OptionalSoftCap(std::nullopt_t) {}                                  // NOLINT: converts as std::optional does
+  OptionalSoftCap(double cap) : cap_(cap), kernels_(&all_kernels) {}  // NOLINT: the same
+  OptionalSoftCap(const std::optional<double>& cap)                   // NOLINT: the same
+      : OptionalSoftCap(cap ? OptionalSoftCap(*cap) : OptionalSoftCap()) {}
+
+  [[nodiscard]] bool has_value() const { return cap_.has_value(); }
+  explicit operator bool() const { return has_value(); }
+  const double& operator*() const { return *cap_; }
+  [[nodiscard]] const double& value() const { return cap_.value(); }
+  [[nodiscard]] double value_or(double otherwise) const { return cap_.value_or(otherwise); }
+  operator std::optional<double>() const { return cap_; }  // NOLINT: both convert to each other
+  /// Forgets the cap.
+  void reset() { *this = OptionalSoftCap(); }
+
+  /// The rules with this cap before them.
+  template <class A>
+  [[nodiscard]] kernel::Rules<A> before(kernel::Rules<A> rules, Isa isa) const {
+    if (!has_value()) return rules;
+    if constexpr (std::same_as<A, double>)
+      rules.cap_scores = kernels_->in_double(isa);
+    else
+      rules.cap_scores = kernels_->in_float(isa);
+    rules.cap = static_cast<A>(*cap_);
+    return rules;
+  }
+
+ private:
+  struct Kernels {
+    kernel::CapScores<float> (*in_float)(Isa);
+    kernel::CapScores<double> (*in_double)(Isa);
+  };
+  static constexpr Kernels all_kernels{kernel::cap_scores_of<float>, kernel::cap_scores_of<double>};
+
+  std::optional<double> cap_;
+  const Kernels* kernels_ = nullptr;
+};
+
+}  // namespace ATTN_EIGEN_ABI
+}  // namespace attn
