@@ -245,14 +245,13 @@ class LlamaAttention {
                               .positions = options.positions};
     const auto& score = detail::as_score<Accumulator<T>>(options.score);
     if (options.activations == nullptr) return run(arguments, mask, score);
-    detail::require(arguments.cache == nullptr, in_forward,
-                    "options, expected a cache or activations, got both: backward goes through the tokens of one call");
-    if constexpr (detail::Differentiable<F, Accumulator<T>>)
+    detail::require(arguments.cache == nullptr, in_forward, both_kept);
+    if constexpr (detail::HasDerivative<F, Accumulator<T>>)
       run_saving(arguments, mask, score, *options.activations);
-    else
+    else  // whether a callable takes dual numbers cannot be asked without compiling it for them
       detail::require(false, in_forward,
-                      "options, expected a score function with a derivative to keep activations for: take its score as "
-                      "`auto`, or give it a member derivative(score, at)");
+                      "options, expected a score function with a member derivative(score, at) to keep activations for; "
+                      "for others: forward(x, mask, options, saved)");
   }
 
   /// Computes the output and the attention weights [B,H,S,T], which take that much memory.
@@ -286,6 +285,19 @@ class LlamaAttention {
   template <detail::TensorArgument<3, T> X, MaskArgument M>
   void forward_into(View<T, 3> y, const X& input, const M& mask, Activations& saved) const {
     run_saving({.y = y, .x = detail::view_of_argument<T, 3>(input)}, mask, NoScore(), saved);
+  }
+  /// The same with options, whose score function is differentiated by dual numbers, so that a callable takes its score as
+  /// `auto`; or by its member derivative(score, at).
+  template <detail::TensorArgument<3, T> X, MaskArgument M, ScoreArgument<Accumulator<T>> F>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, const ForwardOptions<T, F>& options,
+                                     Activations& saved) const {
+    static_assert(detail::explain_derivative<F, Accumulator<T>>());
+    detail::require(options.cache.get() == nullptr, in_forward, both_kept);
+    const auto x = detail::view_of_argument<T, 3>(input);
+    auto y = detail::make_tensor<T, 3>(x.shape());
+    const auto& score = detail::as_score<Accumulator<T>>(options.score);
+    run_saving({.y = y, .x = x, .context = options.context, .positions = options.positions}, mask, score, saved);
+    return y;
   }
   /// There is no backward pass through the tokens in a cache.
   template <class X, class M>
@@ -338,6 +350,8 @@ class LlamaAttention {
 
  private:
   static constexpr auto in_forward = "LlamaAttention::forward";
+  static constexpr auto both_kept =
+      "options, expected a cache or activations, got both: backward goes through the tokens of one call";
 
   /// A mask and a score function as the kernels of an instruction set see them. Refers to both.
   struct BoundRules {
