@@ -166,6 +166,19 @@ TEST(ForwardScore, IsAppliedAfterTheCap) {
             1e-13);
 }
 
+TEST(ForwardScore, MayBeACapAfterTheCap) {
+  auto config = rotated();
+  config.softcap = 0.8;
+  const auto module = make<double>(config);
+  const auto uncapped = make<double>(rotated());
+  const auto x = random_tensor<double, 3>({1, 6, 12}, 10);
+  const attn::SoftCap cap(0.5F);
+  const auto both = [](double s, Position) { return 0.5 * std::tanh(0.8 * std::tanh(s / 0.8) / 0.5); };
+  EXPECT_LT(max_difference(module.forward(x, Causal{}, ForwardOptions<double, attn::SoftCap>{.score = cap}),
+                           uncapped.forward(x, Causal{}, ForwardOptions<double, decltype(both)>{.score = both})),
+            1e-13);
+}
+
 TEST(ForwardScore, IsDifferentiatedThroughTheCap) {
   auto config = rotated();
   config.softcap = 0.8;

@@ -57,7 +57,7 @@ void LlamaAttention<T>::run_saving(const Arguments& arguments, const M& given, c
   };
   copy(saved.x_, arguments.x);
   copy(saved.context_, arguments.context);
-  const auto& rules = saved.rules_.keep(join(mask, saved.call_, n.S, Padding()), score);
+  const auto& rules = saved.rules_.keep(join(mask, saved.call_, n.S, Padding()), detail::after_cap(score));
   const Isa isa = active_isa();
   run_steps(arguments, saved.call_, {isa, kernel::rules_of<Accumulator<T>>(isa, rules.mask, rules.score)});
   saved.layers_ = layer_identities();

@@ -249,9 +249,10 @@ void LlamaAttention<T>::run(const Arguments& arguments, const M& given, const F&
   if constexpr (detail::HasCheck<F>) score.check(in_forward, n.B, n.H, n.S, n.T);
   const Workspace::Frame frame;
   Intermediates call = begin(frame, arguments);
+  const auto& capped = detail::after_cap(score);
   const auto joined = join(mask, call, n.S, arguments.cache != nullptr ? Padding(call.lengths) : Padding());
   const Isa isa = active_isa();
-  run_steps(arguments, call, {isa, kernel::rules_of<Accumulator<T>>(isa, joined, score)});
+  run_steps(arguments, call, {isa, kernel::rules_of<Accumulator<T>>(isa, joined, capped)});
 }
 
 template <Scalar T>

@@ -6,6 +6,7 @@
 
 #include "kernel/isa/targets.hpp"
 #include "kernel/rules.hpp"
+#include "score.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -37,19 +38,17 @@ class OptionalSoftCap {
   [[nodiscard]] kernel::Rules<A> before(kernel::Rules<A> rules, Isa isa) const {
     if (!has_value()) return rules;
     if constexpr (std::same_as<A, double>)
-      rules.cap_scores = kernels_->in_double(isa);
+      return kernels_->in_double(rules, isa, *cap_);
     else
-      rules.cap_scores = kernels_->in_float(isa);
-    rules.cap = static_cast<A>(*cap_);
-    return rules;
+      return kernels_->in_float(rules, isa, static_cast<float>(*cap_));
   }
 
  private:
   struct Kernels {
-    kernel::CapScores<float> (*in_float)(Isa);
-    kernel::CapScores<double> (*in_double)(Isa);
+    kernel::Rules<float> (*in_float)(kernel::Rules<float> rules, Isa isa, float cap);
+    kernel::Rules<double> (*in_double)(kernel::Rules<double> rules, Isa isa, double cap);
   };
-  static constexpr Kernels all_kernels{kernel::cap_scores_of<float>, kernel::cap_scores_of<double>};
+  static constexpr Kernels all_kernels{kernel::with_cap<float>, kernel::with_cap<double>};
 
   std::optional<double> cap_;
   const Kernels* kernels_ = nullptr;
@@ -57,3 +56,16 @@ class OptionalSoftCap {
 
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn
+
+namespace attn::detail {
+
+/// A score function that comes after a module's cap: a SoftCap by itself would take its place.
+template <class F>
+[[nodiscard]] decltype(auto) after_cap(const F& score) {
+  if constexpr (std::same_as<F, SoftCap>)
+    return Chain(score);
+  else
+    return (score);
+}
+
+}  // namespace attn::detail

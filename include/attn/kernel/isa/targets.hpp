@@ -163,7 +163,24 @@ template <class A, class M, class F>
   return rules;
 }
 
+/// Rules without a score function, and a cap before them: no mask is compiled once more for it.
+template <class A>
+[[nodiscard]] Rules<A> with_cap(Rules<A> rules, Isa isa, A cap) {
+  rules.cap_scores = cap_scores_of<A>(isa);
+  rules.cap = cap;
+  return rules;
+}
+inline constexpr NoScore no_score{};
+template <class A, class M>
+[[nodiscard]] Rules<A> rules_of(Isa isa, const M& mask, const SoftCap& score) {
+  return with_cap(rules_of<A>(isa, mask, no_score), isa, static_cast<A>(score.cap()));
+}
+
 /// The same for a backward pass.
+template <class A, class M>
+[[nodiscard]] GradientRules<A> gradient_rules_of(Isa isa, const M& mask, const SoftCap& score) {
+  return {.forward = rules_of<A>(isa, mask, score), .slopes = nullptr, .bias_slopes = nullptr};
+}
 template <class A, class M, class F>
 [[nodiscard]] GradientRules<A> gradient_rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
   GradientRules<A> rules{.forward = rules_of<A>(isa, mask, score), .slopes = nullptr, .bias_slopes = nullptr};
