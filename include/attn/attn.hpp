@@ -33,6 +33,7 @@
 #include "softmax.hpp"
 #include "dropout.hpp"
 #include "rms_norm.hpp"
+#include "softcap.hpp"
 #include "packed_matrix.hpp"
 #include "stored_weight.hpp"
 #include "linear.hpp"
@@ -49,7 +50,9 @@
 #include "reference.hpp"
 
 #include "llama_attention_config.hpp"
+#include "llama_parts.hpp"
 #include "llama_activations.hpp"
+#include "forward_options.hpp"
 #include "llama_attention.hpp"
 #include "llama_attention_forward.hpp"
 #include "llama_attention_backward.hpp"
