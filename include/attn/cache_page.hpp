@@ -9,16 +9,18 @@
 #include <vector>
 
 #include "error.hpp"
-#include "memory.hpp"
 
 namespace attn::detail {
 
+// Templates over the memory, so that programs without pages compile none of this.
+
 /// A page, or none. Copies share the page, and the last of them frees it; they may be used from several threads, as those of
 /// a std::shared_ptr may.
+template <class Memory>
 class CachePage {
   struct Page {
     std::byte* data;
-    std::shared_ptr<AlignedVector<std::byte>> slab;  ///< what the page is a part of
+    std::shared_ptr<Memory> slab;  ///< what the page is a part of
     std::atomic<Index> holders = 1;
   };
 
@@ -38,7 +40,7 @@ class CachePage {
 
   /// Adds `count` pages of `bytes` to `pages`, which has room for them: parts of one slab.
   static void make(std::vector<CachePage>& pages, Index count, Index bytes) {
-    const auto slab = std::make_shared<AlignedVector<std::byte>>(static_cast<std::size_t>(count * bytes));
+    const auto slab = std::make_shared<Memory>(static_cast<std::size_t>(count * bytes));
     for (Index i = 0; i < count; ++i) pages.push_back(CachePage(new Page{slab->data() + i * bytes, slab}));
   }
 
@@ -57,7 +59,10 @@ class CachePage {
 };
 
 /// Pages of one size that no sequence holds. A copy has none.
+template <class Memory>
 class SparePages {
+  using Page = CachePage<Memory>;
+
   /// As many small pages as make a large page of memory are allocated together, once there are that many.
   static constexpr Index slab_bytes = Index{1} << 21;
 
@@ -75,29 +80,29 @@ class SparePages {
   [[nodiscard]] Index count() const { return std::ssize(pages_); }
 
   /// A page of this many bytes, which nobody else holds. Its contents are not set.
-  [[nodiscard]] CachePage take(Index bytes) {
+  [[nodiscard]] Page take(Index bytes) {
     if (pages_.empty()) {
       const Index together = std::max<Index>(slab_bytes / bytes, 1), count = made_ < together ? 1 : together;
       pages_.reserve(static_cast<std::size_t>(made_ + count));  // so that giving pages back cannot fail
-      CachePage::make(pages_, count, bytes);
+      Page::make(pages_, count, bytes);
       made_ += count;
     }
-    CachePage page = std::move(pages_.back());
+    Page page = std::move(pages_.back());
     pages_.pop_back();
     return page;
   }
   /// Takes a page back, unless others hold it too. Cannot fail: where the list is full, the page is freed.
-  void give_back(CachePage page) noexcept {
+  void give_back(Page page) noexcept {
     if (page.data() != nullptr && !page.is_shared() && pages_.size() < pages_.capacity())
       pages_.push_back(std::move(page));
   }
   void release() {
     made_ -= count();
-    std::vector<CachePage>().swap(pages_);
+    std::vector<Page>().swap(pages_);
   }
 
  private:
-  std::vector<CachePage> pages_;
+  std::vector<Page> pages_;
   Index made_ = 0;  // pages allocated so far
 };
 

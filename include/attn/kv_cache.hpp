@@ -64,16 +64,16 @@ class KvCache {
   /// value_size: Dv; where it is 0, the same as D.
   /// Errors: sizes below 1 (batch and capacity may be 0), or that memory cannot hold.
   KvCache(Index batch, Index key_value_heads, Index capacity, Index head_size, Index value_size = 0)
-      : held_(Held({batch, key_value_heads, capacity, head_size}, value_size, {}, native)) {}
+      : held_(Held({batch, key_value_heads, capacity, head_size}, value_size, {}, native, Memory::in_stretches)) {}
   /// The same with keys and values each in a format. Errors: besides, formats that do not exist.
   KvCache(Index batch, Index key_value_heads, Index capacity, Index head_size, Index value_size, CacheFormat keys,
           CacheFormat values)
       : held_(Held({batch, key_value_heads, capacity, head_size}, value_size, {.keys = keys, .values = values},
-                   format_of)) {}
+                   format_of, Memory::in_stretches)) {}
   /// The same with formats, pages and a window. Errors: besides, a page that is not a multiple of 64, a window below 1.
   KvCache(Index batch, Index key_value_heads, Index capacity, Index head_size, Index value_size,
           const KvCacheOptions& options)
-      : held_(Held({batch, key_value_heads, capacity, head_size}, value_size, options, format_of)) {}
+      : held_(Held({batch, key_value_heads, capacity, head_size}, value_size, options, format_of, Memory::in_pages)) {}
 
   [[nodiscard]] Index batch() const { return held_->keys.shape[0]; }
   [[nodiscard]] Index key_value_heads() const { return held_->keys.shape[1]; }
@@ -245,6 +245,7 @@ class KvCache {
 
  private:
   using A = Accumulator<T>;
+  using Memory = detail::CacheMemory<AlignedVector<std::byte>>;
   using Format = const kernel::RowFormat<A>& (*)(CacheFormat format, Isa isa);
 
   /// The formats of kernels. A pointer to this one is kept by caches that need it, so that programs which have none compile
@@ -292,21 +293,22 @@ class KvCache {
   struct Held {
     Rows keys;
     Rows values;
-    detail::CacheMemory memory;
+    Memory memory;
 
     Held() = default;
     /// Checks all before it allocates.
-    Held(const std::array<Index, 4>& sizes, Index value_size, const KvCacheOptions& options, Format formats)
+    Held(const std::array<Index, 4>& sizes, Index value_size, const KvCacheOptions& options, Format formats,
+         Memory (*make)(const detail::CacheSizes&))
         : keys("keys [B,G,capacity,D]", sizes, options.keys, formats, page_of(options)),
           values("values [B,G,capacity,Dv]", {sizes[0], sizes[1], sizes[2], value_size == 0 ? sizes[3] : value_size},
                  options.values, formats, page_of(options)),
-          memory({.batch =
-                      detail::checked_size<Index>("KvCache", "batch", detail::as_shape(std::array<Index, 1>{sizes[0]})),
-                  .heads = sizes[1],
-                  .capacity = sizes[2],
-                  .row_bytes = {keys.row_bytes(), values.row_bytes()},
-                  .page = page_of(options),
-                  .window = options.window.value_or(0)}) {}
+          memory(make({.batch = detail::checked_size<Index>("KvCache", "batch",
+                                                            detail::as_shape(std::array<Index, 1>{sizes[0]})),
+                       .heads = sizes[1],
+                       .capacity = sizes[2],
+                       .row_bytes = {keys.row_bytes(), values.row_bytes()},
+                       .page = page_of(options),
+                       .window = options.window.value_or(0)})) {}
     [[nodiscard]] static Index page_of(const KvCacheOptions& options) {
       const Index page = options.page.value_or(options.window ? kernel::run_keys : 0);
       detail::require(!options.page || (page >= kernel::run_keys && page % kernel::run_keys == 0), "KvCache",
@@ -317,7 +319,7 @@ class KvCache {
     }
   };
 
-  [[nodiscard]] const detail::CacheMemory& memory() const { return held_->memory; }
+  [[nodiscard]] const Memory& memory() const { return held_->memory; }
   [[nodiscard]] const Rows& rows(std::size_t part) const { return part == 0 ? held_->keys : held_->values; }
   [[nodiscard]] detail::StoredHeads<A> stored(std::size_t part, Isa isa) const {
     return {memory().rows(part), &rows(part).kernels(rows(part).format, isa)};
