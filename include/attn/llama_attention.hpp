@@ -189,6 +189,21 @@ class LlamaAttention {
     return project_context(detail::view_of_argument<T, 3>(context));
   }
 
+  /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, options);
+  }
+  /// Drops `count` tokens of a sequence from token `first` on, so that those behind them stand as many positions earlier:
+  /// their keys are turned to where they now are. See KvCache::erase.
+  /// Errors: a cache that does not fit; as KvCache::erase.
+  void erase(KvCache<T>& cache, Index sequence, Index first, Index count) const {
+    check_cache("LlamaAttention::erase", cache.batch(), 0, cache);
+    if (rotary_ != nullptr)
+      cache.erase(sequence, first, count, *rotary_);
+    else
+      cache.erase(sequence, first, count);
+  }
+
   /// Computes y [B,S,E] of x [B,S,E].
   ///
   /// With a cache, x holds the S tokens that follow those in the cache, and they are appended. A query sees all earlier

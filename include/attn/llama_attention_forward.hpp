@@ -38,6 +38,9 @@ void LlamaAttention<T>::check_cache(std::string_view fn, Index B, Index S, const
       "cache, expected RotaryConfig::length or LlamaAttentionConfig::max_length to be set (cached keys do not "
       "follow the length) or a capacity of at most original_length = ",
       rotary_ ? rotary_->same_up_to() : 0, ", got ", cache.capacity());
+  detail::require(cache.window() == 0 || (config_->window && *config_->window <= cache.window()), fn,
+                  "cache, expected one that keeps the module's window of ", config_->window.value_or(cache.capacity()),
+                  " tokens, got a window of ", cache.window());
   cache.check_room(S);
 }
 
