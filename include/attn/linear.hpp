@@ -125,6 +125,9 @@ class Linear {
   /// Replaces the weight by blocks as GGUF files have them, [out][in / 32], of Q8_0 (34 bytes each) or Q4_0 (18), which are
   /// stored without loss as int8 or int4. Errors: inputs that are not a multiple of 32, another number of bytes.
   void set_quantised_weight(std::span<const std::byte> blocks);
+  /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format, inputs that are not a
+  /// multiple of 32.
+  [[nodiscard]] std::vector<std::byte> quantised_weight() const;
 
   /// The bias, [out], or an empty tensor.
   [[nodiscard]] Tensor<T, 1> bias() const {

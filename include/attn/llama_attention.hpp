@@ -170,6 +170,15 @@ class LlamaAttention {
   void eval() { train(false); }
   [[nodiscard]] bool is_training() const { return attention_dropout_.is_training(); }
 
+  /// Where the dropouts of weights and of the output stand, to save and to restore.
+  [[nodiscard]] std::array<DropoutState, 2> dropout_states() const {
+    return {attention_dropout_.state(), projection_dropout_.state()};
+  }
+  void set_dropout_states(const std::array<DropoutState, 2>& states) {
+    attention_dropout_.set_state(states[0]);
+    projection_dropout_.set_state(states[1]);
+  }
+
   /// A cache that fits this module.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity) const {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim);

@@ -122,6 +122,18 @@ class StoredWeight {
       }
     }
   }
+  /// Writes an output's blocks, as set_blocks takes them.
+  void get_blocks(Index o, std::byte* block) const {
+    for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
+      std::memcpy(block, static_cast<const void*>(&scale(o, first)), 2);
+      std::byte* const numbers = block + 2;
+      for (Index i = 0; i < (format_ == WeightFormat::int8 ? group : group / 2); ++i) {
+        const int low = number(o, first + i);
+        numbers[i] = static_cast<std::byte>(
+            format_ == WeightFormat::int8 ? low - zero() : low | number(o, first + i + group / 2) << 4);
+      }
+    }
+  }
   /// Calls f(first output, end of outputs, scratch) for parts of the outputs, on several threads where that is worth it: what
   /// f sets of different parts shares no memory. Scratch has room for `in` floats.
   template <class F>
