@@ -128,6 +128,9 @@ class Linear {
   /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format, inputs that are not a
   /// multiple of 32.
   [[nodiscard]] std::vector<std::byte> quantised_weight() const;
+  /// Replaces the weight by rows as files have them, which are stored in a format without loss: numbers of 16 bits for
+  /// bfloat16 and half, blocks of Q8_0 for int8, of Q4_0 for int4. Errors: as above; native, which set_weight takes.
+  void set_stored_weight(WeightFormat format, std::span<const std::byte> rows);
 
   /// The bias, [out], or an empty tensor.
   [[nodiscard]] Tensor<T, 1> bias() const {
