@@ -244,7 +244,7 @@ class OptionalRotary {
   OptionalRotary() = default;
   OptionalRotary(std::nullopt_t) {}  // NOLINT: converts as std::optional does
   OptionalRotary(const RotaryConfig& config) : config_(copy(config)), functions_(&functions) {}  // NOLINT: the same
-  [[gnu::noinline]] OptionalRotary(const std::optional<RotaryConfig>& config)                    // NOLINT: the same
+  OptionalRotary(const std::optional<RotaryConfig>& config)                                      // NOLINT: the same
       : OptionalRotary(config ? OptionalRotary(*config) : OptionalRotary()) {}
   OptionalRotary(const OptionalRotary& other)
       : config_(other ? other.functions_->copy(*other) : nullptr), functions_(other.functions_) {}
