@@ -47,6 +47,20 @@ struct LlamaConfig {
   Index vocabulary = 0;       ///< V
   Index max_length = 0;       ///< how many tokens the model was trained to see
   RotaryLayout rotary = RotaryLayout::interleaved;
+  double norm_epsilon = 1e-5;
+  std::vector<LlamaAttentionConfig> attention = {};  ///< of each layer; where empty, plain grouped heads with rotary
+
+  /// The attention of a layer.
+  [[nodiscard]] LlamaAttentionConfig attention_of(Index layer) const {
+    if (!attention.empty()) return attention[static_cast<std::size_t>(layer)];
+    return {.hidden_size = hidden_size,
+            .num_attention_heads = heads,
+            .num_key_value_heads = key_value_heads,
+            .bias = false,
+            .attention_dropout = 0.0,
+            .projection_dropout = 0.0,
+            .rotary = RotaryConfig{.layout = rotary, .theta = 10000.0}};
+  }
 };
 
 /// down(silu(gate(x)) * up(x)), with silu(g) = g sigmoid(g). Source: Shazeer, "GLU variants", 2020.
@@ -68,16 +82,10 @@ struct LlamaLayer {
   RmsNorm<float> feed_forward_norm;
   SwiGlu feed_forward;
 
-  explicit LlamaLayer(const LlamaConfig& c)
-      : attention_norm(c.hidden_size),
-        attention(LlamaAttentionConfig{.hidden_size = c.hidden_size,
-                                       .num_attention_heads = c.heads,
-                                       .num_key_value_heads = c.key_value_heads,
-                                       .bias = false,
-                                       .attention_dropout = 0.0,
-                                       .projection_dropout = 0.0,
-                                       .rotary = RotaryConfig{.layout = c.rotary, .theta = 10000.0}}),
-        feed_forward_norm(c.hidden_size),
+  LlamaLayer(const LlamaConfig& c, Index layer)
+      : attention_norm(c.hidden_size, c.norm_epsilon),
+        attention(c.attention_of(layer)),
+        feed_forward_norm(c.hidden_size, c.norm_epsilon),
         feed_forward(c.hidden_size, c.feed_forward_size) {
     attention.eval();
   }
@@ -97,10 +105,10 @@ struct Llama {
   explicit Llama(const LlamaConfig& c)
       : config(c),
         embedding(c.vocabulary, c.hidden_size),
-        final_norm(c.hidden_size),
+        final_norm(c.hidden_size, c.norm_epsilon),
         output(c.hidden_size, c.vocabulary, false) {
     embedding.setZero();
-    for (Index l = 0; l < c.layers; ++l) layers.emplace_back(c);
+    for (Index l = 0; l < c.layers; ++l) layers.emplace_back(c, l);
   }
 
   [[nodiscard]] LlamaCache make_cache(Index B, Index capacity) const {

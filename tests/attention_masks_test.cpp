@@ -66,6 +66,41 @@ TEST(AttentionMask, PaddingMatchesPlainCode) {
   }
 }
 
+TEST(AttentionMask, LeftPaddingMatchesPlainCode) {
+  unsigned seed = 550;
+  for (const Sizes& n : many_sizes()) {
+    std::vector<Index> padding;
+    for (Index b = 0; b < n.B; ++b) padding.push_back((n.T * (b + 1) / 3 + (b == 2 ? 1 : 0)) % (n.T + 1));
+    expect_attention(random_inputs<float>(n, ++seed), attn::LeftPadding(padding), NoScore{},
+                     [&](Position at) { return only_if(at.key >= padding[static_cast<std::size_t>(at.batch)]); });
+  }
+}
+
+TEST(AttentionMask, LeftPaddingIsNeverRead) {
+  for (const Index S : {1, 70}) {
+    auto in = random_inputs<float>({.B = 2, .H = 4, .G = 2, .S = S, .T = 300, .D = 16, .Dv = 16}, 3);
+    const std::vector<Index> padding{200, 17};
+    const auto clean = attn::scaled_dot_product_attention(in.q, in.k, in.v, attn::LeftPadding(padding));
+    for (Index b = 0; b < 2; ++b)
+      for (Index g = 0; g < 2; ++g)
+        for (Index t = 0; t < padding[static_cast<std::size_t>(b)]; ++t)
+          for (Index d = 0; d < 16; ++d) in.k(b, g, t, d) = in.v(b, g, t, d) = std::numeric_limits<float>::quiet_NaN();
+    const auto poisoned = attn::scaled_dot_product_attention(in.q, in.k, in.v, attn::LeftPadding(padding));
+    EXPECT_TRUE(attn_test::same_bits(clean.output, poisoned.output));
+  }
+}
+
+TEST(AttentionMask, LeftPaddingThatDoesNotFitIsRefused) {
+  const auto in = random_inputs<float>({.B = 2, .H = 1, .G = 1, .S = 3, .T = 5, .D = 4, .Dv = 4}, 4);
+  const auto call = [&](std::vector<Index> padding) {
+    static_cast<void>(attn::scaled_dot_product_attention(in.q, in.k, in.v, attn::LeftPadding(padding)));
+  };
+  EXPECT_THROW(call({1}), attn::Error);
+  EXPECT_THROW(call({1, -1}), attn::Error);
+  EXPECT_THROW(call({6, 1}), attn::Error);
+  EXPECT_NO_THROW(call({5, 0}));
+}
+
 /// All shapes of rank 1 to 4 that broadcast to [B,H,S,T]: every axis whole or 1.
 std::vector<std::vector<Index>> broadcast_shapes(const Sizes& n) {
   std::vector<std::vector<Index>> all;

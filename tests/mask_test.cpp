@@ -11,6 +11,7 @@ using attn::Causal;
 using attn::Coverage;
 using attn::Index;
 using attn::KeepMask;
+using attn::LeftPadding;
 using attn::NoMask;
 using attn::Padding;
 using attn::Position;
@@ -51,6 +52,11 @@ TEST(Mask, WindowsAtTheLimitsOfTheirTypesDoNotOverflow) {
   EXPECT_FALSE(narrow.keep(at(0, -far, far)));
   EXPECT_EQ(narrow.cover({at(0, -far, far - 1), at(0, -far, far)}), Coverage::empty);
   EXPECT_EQ(wide.cover({at(0, -far, 0), at(0, far, far)}), Coverage::full);
+}
+
+TEST(Mask, LeftPaddingWithoutNumbersKeepsEverything) {
+  EXPECT_TRUE(LeftPadding().keep(at(0, 0, 0)));
+  EXPECT_EQ(LeftPadding().cover({at(0, 0, 0), at(9, 9, 1 << 30)}), Coverage::full);
 }
 
 TEST(Mask, PaddingWithoutLengthsKeepsEverything) {
@@ -249,6 +255,7 @@ TEST(MaskCover, AgreesWithKeepForSlidingWindow) {
   expect_cover_agrees_with_keep(SlidingWindow::unlimited(), true);
 }
 TEST(MaskCover, AgreesWithKeepForPadding) { expect_cover_agrees_with_keep(Padding(lengths), true); }
+TEST(MaskCover, AgreesWithKeepForLeftPadding) { expect_cover_agrees_with_keep(LeftPadding(lengths), true); }
 TEST(MaskCover, AgreesWithKeepForKeepMask) {
   Tensor<bool, 2> keep(71, 71);
   for (Index i = 0; i < keep.size(); ++i) keep.data()[i] = i % 3 != 0;
@@ -271,6 +278,7 @@ TEST(MaskCover, AgreesWithKeepForJoinedMasks) {
   expect_cover_agrees_with_keep(Causal{} & (SlidingWindow(15) & Padding(lengths)), false);
   expect_cover_agrees_with_keep(Causal{} & odd, false);
   expect_cover_agrees_with_keep(odd & Padding(lengths), false);
+  expect_cover_agrees_with_keep(Causal{} & LeftPadding(lengths), false);
 }
 
 TEST(MaskCover, OfJoinedMasksIsEmptyWhereOneIsAndFullWhereBothAre) {

@@ -78,6 +78,30 @@ TYPED_TEST(RmsNormOf, HasAWeightOfOneAtFirst) {
   }
 }
 
+TYPED_TEST(RmsNormOf, WithOnePlusWeightIsTheNormOfTheSumOfBoth) {
+  using T = TypeParam;
+  constexpr Index size = 600;
+  RmsNorm<T> plus(size, 1e-6, attn::NormFactor::one_plus_weight), plain(size, 1e-6);
+  Tensor<T, 2> x(3, size), grad(3, size);
+  fill(x);
+  for (Index i = 0; i < grad.size(); ++i) grad.data()[i] = static_cast<T>(std::cos(0.3 * static_cast<double>(i)));
+  const auto same = [](const auto& a, const auto& b) {
+    for (Index i = 0; i < static_cast<Index>(a.size()); ++i)
+      EXPECT_EQ(static_cast<double>(a.data()[i]), static_cast<double>(b.data()[i])) << i;
+  };
+  same(plus.forward(x), plain.forward(x));  // 1 + 0
+  Tensor<T, 1> weight(size), sum(size);
+  for (Index i = 0; i < size; ++i) {
+    weight(i) = static_cast<T>(static_cast<double>(i % 5 - 2) / 8);  // exact in every type
+    sum(i) = static_cast<T>(1 + static_cast<double>(i % 5 - 2) / 8);
+  }
+  plus.set_weight(weight), plain.set_weight(sum);
+  same(plus.weight(), weight);
+  same(plus.forward(x), plain.forward(x));
+  same(plus.backward(grad, x), plain.backward(grad, x));
+  same(plus.weight_gradient(), plain.weight_gradient());
+}
+
 TYPED_TEST(RmsNormOf, MayWriteOverItsInput) {
   RmsNorm<TypeParam> norm(130);
   Tensor<TypeParam, 3> x(2, 3, 130);

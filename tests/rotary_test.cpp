@@ -351,14 +351,74 @@ TEST(Rotary, RefusesFactorsThatAreNotPositive) {
 
 TEST(Rotary, RefusesAnotherHeadSizeAndBadStarts) {
   auto x = random_tensor<float, 4>({2, 1, 3, 6}, 1);
-  const std::array<Index, 2> zero{0, 0}, negative{0, -1};
+  const std::array<Index, 2> zero{0, 0}, far{0, -(Index{1} << 53) - 1};
   expect_error([&] { Rotary(8).apply(x, zero); },
                {"[attn::Rotary::apply] last dimension", "expected 8", "got [2,1,3,6]"});
   expect_error([&] { Rotary(6).apply(x, std::span(zero).first(1)); },
                {"[attn::Rotary::apply] start", "2 batch entries", "got 1"});
   const auto before = x;
-  expect_error([&] { Rotary(6).apply(x, negative); }, {"[attn::Rotary::apply] start", "got -1"});
+  expect_error([&] { Rotary(6).apply(x, far); }, {"[attn::Rotary::apply] start", "2^53", "got -9007199254740993"});
   EXPECT_TRUE(same_bits(x, before));
+}
+
+TEST(Rotary, ANegativeStartTurnsBack) {
+  const auto before = random_tensor<double, 4>({2, 3, 1, 8}, 3);
+  auto x = before;
+  const std::array<Index, 2> there{5, 1000}, back{-5, -1000};
+  const Rotary rotary(8);
+  rotary.apply(x, there);
+  rotary.apply(x, back);
+  EXPECT_LT(max_difference(x, before), 1e-6);  // cosines and sines are float
+}
+
+TEST(Rotary, TakesAPositionForEachToken) {
+  const auto before = random_tensor<float, 4>({2, 3, 4, 8}, 4);
+  Tensor<Index, 2> positions(2, 4);
+  positions.setValues({{0, 1, 1, 2}, {7, -3, 100000, 7}});
+  auto x = before;
+  const Rotary rotary(8);
+  rotary.apply(x, positions);
+  for (Index b = 0; b < 2; ++b)
+    for (Index s = 0; s < 4; ++s) {
+      auto token = random_tensor<float, 4>({1, 3, 1, 8}, 0);
+      for (Index h = 0; h < 3; ++h)
+        for (Index d = 0; d < 8; ++d) token(0, h, 0, d) = before(b, h, s, d);
+      const std::array<Index, 1> start{positions(b, s)};
+      rotary.apply(token, start);
+      for (Index h = 0; h < 3; ++h)
+        for (Index d = 0; d < 8; ++d) EXPECT_EQ(x(b, h, s, d), token(0, h, 0, d)) << b << ' ' << s;
+    }
+}
+
+TEST(Rotary, TakesAPositionForEachPair) {
+  const auto before = random_tensor<float, 4>({1, 2, 3, 8}, 5);
+  Tensor<Index, 3> positions(1, 3, 4);
+  for (Index s = 0; s < 3; ++s)
+    for (Index pair = 0; pair < 4; ++pair) positions(0, s, pair) = 10 * s + (pair < 2 ? 3 : 900);
+  auto x = before;
+  const Rotary rotary(8);
+  rotary.apply(x, positions);
+  for (const Index base : {3, 900}) {
+    Tensor<Index, 2> tokens(1, 3);
+    tokens.setValues({{base, base + 10, base + 20}});
+    auto one = before;
+    rotary.apply(one, tokens);
+    for (Index s = 0; s < 3; ++s)
+      for (Index pair = base == 3 ? 0 : 2; pair < (base == 3 ? 2 : 4); ++pair) {
+        EXPECT_EQ(x(0, 1, s, pair), one(0, 1, s, pair));
+        EXPECT_EQ(x(0, 1, s, pair + 4), one(0, 1, s, pair + 4));
+      }
+  }
+}
+
+TEST(Rotary, RefusesPositionsOfAnotherShape) {
+  auto x = random_tensor<float, 4>({2, 1, 3, 8}, 1);
+  Tensor<Index, 2> few(1, 3), short_rows(2, 2);
+  Tensor<Index, 3> pairs(2, 3, 3);
+  few.setZero(), short_rows.setZero(), pairs.setZero();
+  expect_error([&] { Rotary(8).apply(x, few); }, {"[attn::Rotary::apply] positions", "2 batch entries", "got 1"});
+  expect_error([&] { Rotary(8).apply(x, short_rows); }, {"positions [B,S]", "3 tokens", "got 2"});
+  expect_error([&] { Rotary(8).apply(x, pairs); }, {"positions [B,S,D/2]", "4 pairs", "got 3"});
 }
 
 TEST(Rotary, RefusesNumbersThatAreNotFinite) {

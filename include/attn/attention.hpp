@@ -39,6 +39,10 @@ struct AttentionOptions {
   /// Where the first query of each batch entry stands among the keys; T - S for all where empty. It is what
   /// Position::query counts from. KvCache gives it for sequences of unlike length.
   std::span<const Index> query_start = {};
+  /// The score of each head's sink, [H]: one more key, seen by every query before any mask or score function, whose value
+  /// is 0. It takes weight away from the others. -inf: none.
+  std::span<const double> sinks = {};
+  bool sinks_gradient = false;  ///< backward: also return the gradient of the sinks
 };
 
 /// What scaled_dot_product_attention returns. Parts that were not asked for are empty.
@@ -140,6 +144,11 @@ AttentionSizes check_attention(std::string_view fn, View<const X, 4> q, View<con
           "query_start, expected one for each of ", n.B, " batch entries, got ", std::ssize(options.query_start));
   for (const Index start : options.query_start)
     require(start >= -limit && start <= limit - n.S, fn, "query_start, expected a position within 2^30, got ", start);
+  require(options.sinks.empty() || std::ssize(options.sinks) == n.H, fn, "sinks, expected one for each of ", n.H,
+          " query heads, got ", std::ssize(options.sinks));
+  for (const double sink : options.sinks)
+    require(is_scale<Accumulator<X>>(sink) || bits_of(sink) == bits_of(-std::numeric_limits<double>::infinity()), fn,
+            "sinks, expected finite numbers of the type of scores, or -inf, got ", sink);
   check_outputs(fn, n, out, {layout_of("q", q), layout_of("k", k), layout_of("v", v)});
   return n;
 }
@@ -188,7 +197,8 @@ template <Scalar X>
           .weights = kernel::stored(out.weights.data()),
           .scale = static_cast<Accumulator<X>>(scale_of(options, n.D)),
           .dropout = DropoutRule(options.dropout, options.seed, options.call),
-          .query_start = options.query_start.empty() ? nullptr : options.query_start.data()};
+          .query_start = options.query_start.empty() ? nullptr : options.query_start.data(),
+          .sinks = options.sinks.empty() ? nullptr : options.sinks.data()};
 }
 
 /// Few queries: chunks of keys, then the chunks of each row are joined. Else: blocks of queries.
@@ -242,7 +252,8 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
               kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
 }
 
-/// Attention over the tokens of a cache. Where options do not say where queries stand, they are the last tokens.
+/// Attention over the tokens of a cache, through its window. Where options do not say where queries stand, they are the
+/// last tokens.
 template <Scalar X, class M, class F>
 void attention(const AttentionOutputs<X>& out, View<const X, 4> q, const KvCache<X>& cache, const M& mask,
                const F& score, AttentionOptions options) {
@@ -255,8 +266,10 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, const KvCache
   const std::span start(frame.take<Index>(cache.batch()), static_cast<std::size_t>(cache.batch()));
   for (std::size_t b = 0; b < start.size(); ++b) start[b] = cache.lengths()[b] - q.dimension(2);
   if (options.query_start.empty()) options.query_start = start;
-  const auto joined = mask & Padding(cache.lengths());
+  const auto window = cache.window() == 0 ? SlidingWindow::unlimited() : SlidingWindow(cache.window(), most_indices);
+  const auto joined = mask & window & Padding(cache.lengths());
   const AttentionSizes n = check_attention(fn, q, keys, values, joined, score, options, out);
+  cache.check_queries(fn, options.query_start);
   const Isa isa = active_isa();
   run_checked(n, out, q, cache.stored_keys(isa), cache.stored_values(isa), isa,
               kernel::rules_of<Accumulator<X>>(isa, joined, score), options);
@@ -341,7 +354,7 @@ void scaled_dot_product_attention_into(Out&& out, const Q& q, const KvCache<T>& 
 /// mask: a typed mask, masks joined by &, a callable bool(Position), or an additive tensor of rank 1 to 4.
 /// score: any callable (score, Position) -> score. Either may be the name of a function.
 /// Conventions: scale, then score functions, then mask, softmax, dropout, times v. Queries are aligned with the last
-/// keys. A row with no key left gives 0 and log-sum-exp -inf.
+/// keys. A row with no key left gives 0 and log-sum-exp -inf, with a sink that of the sink.
 /// Errors: attn::Error for shapes that do not fit, a last axis that is not contiguous, a mask that does not broadcast,
 /// dropout outside [0,1], a scale that is not finite as the type of scores.
 /// Source: Vaswani et al., "Attention is all you need", 2017, section 3.2.1; computed as in Dao, "FlashAttention-2",
@@ -365,8 +378,8 @@ template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarO
 
 /// The same over the keys and values of a cache, in whatever format they are stored; each sequence as long as it is.
 /// Shapes: q [B,H,S,D] -> output [B,H,S,Dv]. Conventions: queries are the last S tokens of their sequence, unless
-/// options.query_start says where they stand.
-/// Errors: as above; a cache of another batch or head size.
+/// options.query_start says where they stand. A cache with a window shows them no more than that.
+/// Errors: as above; a cache of another batch or head size; queries whose window the cache has in part given back.
 template <Scalar T, detail::TensorArgument<4, T> Q, MaskArgument M = NoMask, ScoreArgument<Accumulator<T>> F = NoScore>
 [[nodiscard]] AttentionResult<T> scaled_dot_product_attention(const Q& q, const KvCache<T>& cache, const M& mask = {},
                                                               const F& score = {},

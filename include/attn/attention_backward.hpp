@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstddef>
+#include <span>
 #include <string_view>
 #include <type_traits>
 
@@ -21,6 +23,7 @@ struct AttentionGradients {
   Tensor<T, 4> v;                        ///< [B,G,T,Dv]
   Tensor<Accumulator<T>, 4> mask;        ///< of the additive mask, in its own shape at rank 4: options.mask_gradient
   Tensor<Accumulator<T>, 4> score_bias;  ///< of the ScoreBias, likewise: options.score_bias_gradient
+  Tensor<Accumulator<T>, 1> sinks{};     ///< [H]: options.sinks_gradient
 };
 
 /// Memory of the caller's that gradients are written into. Views left empty are not written. They share memory neither
@@ -32,6 +35,7 @@ struct AttentionGradientOutputs {
   View<T, 4> v;                        ///< [B,G,T,Dv]
   View<Accumulator<T>, 4> mask;        ///< [B or 1, H or 1, S or 1, T or 1], as the additive mask
   View<Accumulator<T>, 4> score_bias;  ///< the same, as the ScoreBias
+  View<Accumulator<T>, 1> sinks{};     ///< [H]
 };
 
 }  // namespace ATTN_EIGEN_ABI
@@ -68,9 +72,13 @@ void check_backward(const AttentionSizes& n, const AttentionBackwardInputs<T>& i
   if (!is_absent(out.q)) require_shape(fn, "gradient of q [B,H,S,D]", out.q, {n.B, n.H, n.S, n.D});
   if (!is_absent(out.k)) require_shape(fn, "gradient of k [B,G,T,D]", out.k, {n.B, n.G, n.T, n.D});
   if (!is_absent(out.v)) require_shape(fn, "gradient of v [B,G,T,Dv]", out.v, {n.B, n.G, n.T, n.Dv});
-  const std::array<Layout, 5> outputs{layout_of("gradient of q", out.q), layout_of("gradient of k", out.k),
-                                      layout_of("gradient of v", out.v), layout_of("gradient of the mask", out.mask),
-                                      layout_of("gradient of the ScoreBias", out.score_bias)};
+  if (!is_absent(out.sinks)) require_shape(fn, "gradient of sinks [H]", out.sinks, {n.H});
+  const std::array<Layout, 6> outputs{layout_of("gradient of q", out.q),
+                                      layout_of("gradient of k", out.k),
+                                      layout_of("gradient of v", out.v),
+                                      layout_of("gradient of the mask", out.mask),
+                                      layout_of("gradient of the ScoreBias", out.score_bias),
+                                      layout_of("gradient of sinks", out.sinks)};
   const std::array<Layout, 7> inputs{qkv[0],
                                      qkv[1],
                                      qkv[2],
@@ -138,6 +146,26 @@ void run_attention_backward(const kernel::AttentionBackwardProblem<Q>& problem,
             [&](Index task, std::byte* memory) { tasks.join(task, Scratch(memory)); });
 }
 
+/// The gradient of sinks: of each head, -(sum over rows of exp(sink - log-sum-exp) * delta), see BackwardBlock.
+template <Scalar T>
+void add_up_sinks(const AttentionSizes& n, View<Accumulator<T>, 1> gradient, const AttentionBackwardInputs<T>& in,
+                  std::span<const double> sinks) {
+  using A = Accumulator<T>;
+  const auto rows_of = [&](Index h) {
+    double sum = 0.0;
+    for (Index b = 0; b < n.B; ++b)
+      for (Index s = 0; s < n.S; ++s) {
+        double delta = is_absent(in.grad_log_sum_exp) ? 0.0 : -static_cast<double>(in.grad_log_sum_exp(b, h, s));
+        for (Index d = 0; d < n.Dv; ++d)
+          delta += static_cast<double>(in.grad_output(b, h, s, d)) * static_cast<double>(in.output(b, h, s, d));
+        sum -= std::exp(sinks[static_cast<std::size_t>(h)] - static_cast<double>(in.log_sum_exp(b, h, s))) * delta;
+      }
+    return sum;
+  };
+  run_tasks(n.H, static_cast<double>(n.B * n.H * n.S) * static_cast<double>(n.Dv), 0,
+            [&](Index h, std::byte*) { gradient(h) = sinks.empty() ? A{0} : static_cast<A>(rows_of(h)); });
+}
+
 /// A backward pass whose arguments have been checked.
 template <Scalar T>
 void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutputs<T>& out,
@@ -145,6 +173,7 @@ void run_checked_backward(const AttentionSizes& n, const AttentionGradientOutput
                           View<const T, 4> v, Isa isa, const kernel::GradientRules<Accumulator<T>>& rules,
                           const AttentionOptions& options) {
   using Stored = kernel::Stored<T>;
+  if (!is_absent(out.sinks)) add_up_sinks(n, out.sinks, in, options.sinks);
   if (n.B * n.H * n.S * n.T == 0) {
     for (const View<T, 4>& x : {out.q, out.k, out.v}) set_to_zero(x);
     for (const View<Accumulator<T>, 4>& x : {out.mask, out.score_bias}) set_to_zero(x);
@@ -216,7 +245,7 @@ void scaled_dot_product_attention_backward_into(
 ///
 /// Shapes: grad_output [B,H,S,Dv]; q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv], mask, score and options as given to the forward
 /// call, and its result, which `options.log_sum_exp = true` made complete -> gradients of the shapes of q, k and v, and of the
-/// additive mask and the ScoreBias where options ask for them.
+/// additive mask, the ScoreBias and the sinks where options ask for them.
 /// Types: sums in float, for double in double; gradients are rounded once to the type of the tensors, those of mask and
 /// ScoreBias not at all.
 /// score: differentiated by dual numbers, so that a callable takes its score as `auto`; or by its member derivative(score, at).
@@ -238,8 +267,13 @@ template <detail::TensorArgument<4> dY, detail::TensorArgument<4, detail::Scalar
                                   detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(k).shape()),
                                   detail::make_tensor<T, 4>(detail::view_of_argument<T, 4>(v).shape()),
                                   {},
+                                  {},
                                   {}};
   AttentionGradientOutputs<T> out{View<T, 4>(gradients.q), View<T, 4>(gradients.k), View<T, 4>(gradients.v), {}, {}};
+  if (options.sinks_gradient) {
+    gradients.sinks = detail::make_tensor<A, 1>({out.q.dimension(1)});
+    out.sinks = View<A, 1>(gradients.sinks);
+  }
   if (options.mask_gradient) {
     const auto typed_mask = as_mask(mask);
     constexpr int masks = detail::additive_masks<std::remove_cvref_t<decltype(typed_mask)>>;

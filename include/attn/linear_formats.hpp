@@ -102,6 +102,20 @@ void Linear<T>::set_stored_weight(WeightFormat format, std::span<const std::byte
 }
 
 template <Scalar T>
+std::vector<std::byte> Linear<T>::quantised_weight() const {
+  constexpr auto fn = "Linear::quantised_weight";
+  const WeightFormat format = weight_format();
+  detail::require(format == WeightFormat::int8 || format == WeightFormat::int4, fn,
+                  "weight, expected one stored as int8 or int4, got ", weight_format_name(format));
+  detail::require(in_features() % kernel::group_inputs == 0, fn, "layer, expected a multiple of 32 inputs, got ",
+                  in_features());
+  const Index row = in_features() / kernel::group_inputs * StoredWeight::block_bytes(format);
+  std::vector<std::byte> blocks(static_cast<std::size_t>(out_features() * row));
+  for (Index o = 0; o < out_features(); ++o) parameters_->stored.get_blocks(o, blocks.data() + o * row);
+  return blocks;
+}
+
+template <Scalar T>
 void Linear<T>::check_storable(WeightFormat format, std::string_view fn, View<const T, 2> weight) const {
   if (format == WeightFormat::native) return;
   const Workspace::Frame frame;

@@ -11,6 +11,7 @@
 #include "attention_backward.hpp"
 #include "memory.hpp"
 #include "philox.hpp"
+#include "rotary_positions.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -20,15 +21,22 @@ inline namespace ATTN_EIGEN_ABI {
 /// activations, which keep it.
 template <Scalar T>
 struct LlamaIntermediates {
-  View<T, 3> q;                           ///< queries [B,S,H*D]
-  View<T, 3> k;                           ///< keys of this call [B,S,G*D]
-  View<T, 3> v;                           ///< values of this call [B,S,G*D]
-  View<T, 3> context;                     ///< what attention makes of them [B,S,H*D]
-  std::span<Index> start;                 ///< position of each sequence's first token
-  std::span<Index> lengths;               ///< length of each sequence, with this call
-  std::span<Index> unpadded;              ///< the same without padding, where rotary asks for it; else empty
-  View<const T, 4> keys{};                ///< k, by heads [B,G,S,D]: what queries attend to where there is no cache
-  View<const T, 4> values{};              ///< v, by heads [B,G,S,D]
+  View<T, 3> q{};               ///< queries [B,S,H*D]
+  View<T, 3> k{};               ///< keys of this call [B,K,G*D]: K is S, or the context's length
+  View<T, 3> v{};               ///< values of this call [B,K,G*Dv]
+  View<T, 3> attended{};        ///< what attention makes of them [B,S,H*Dv]
+  View<T, 3> projected{};       ///< queries and gates as they are projected [B,S,H*(D+Dv)]; absent without gates
+  View<T, 3> gates{};           ///< [B,S,H*Dv]; absent without
+  View<T, 3> gated{};           ///< `attended` times the sigmoid of `gates`; `attended` itself without
+  View<T, 3> plain_q{};         ///< queries before their norm; q itself where nobody reads them
+  View<T, 3> plain_k{};         ///< keys before their norm; k itself where nobody reads them
+  std::span<Index> start{};     ///< position of each sequence's first token
+  std::span<Index> lengths{};   ///< length of each sequence, with this call
+  std::span<Index> unpadded{};  ///< the same without padding, where rotary asks for it; else empty
+  std::span<double> sinks{};    ///< the score of each head's sink, or empty
+  RotaryPositions positions{};  ///< where tokens stand, for rotary
+  View<const T, 4> keys{};      ///< k, by heads [B,G,K,D]: what queries attend to where there is no cache
+  View<const T, 4> values{};    ///< v, by heads [B,G,K,Dv]
   View<Accumulator<T>, 3> log_sum_exp{};  ///< of the scores [B,H,S], for a backward pass; else absent
   DropoutRule attention_dropout{};        ///< which weights were dropped
   DropoutRule projection_dropout{};       ///< which outputs were dropped
@@ -39,28 +47,33 @@ struct LlamaIntermediates {
 
 namespace attn::detail {
 
-/// A mask of any type, kept from a forward call to the backward pass, with what that asks of it. A mask of the same size
-/// takes the place of the one before without an allocation.
+/// A mask and a score function of any type, kept from a forward call to the backward pass, with what that asks of them.
+/// Those of the next call take their place without an allocation unless they are larger.
 template <class A>
-class KeptMask {
+class KeptRules {
  public:
-  KeptMask() = default;
-  KeptMask(KeptMask&& other) noexcept
+  KeptRules() = default;
+  KeptRules(KeptRules&& other) noexcept
       : memory_(std::move(other.memory_)), functions_(std::exchange(other.functions_, nullptr)) {}
-  KeptMask& operator=(KeptMask&& other) noexcept {
+  KeptRules& operator=(KeptRules&& other) noexcept {
     clear();
     memory_ = std::move(other.memory_), functions_ = std::exchange(other.functions_, nullptr);
     return *this;
   }
-  ~KeptMask() { clear(); }
+  ~KeptRules() { clear(); }
 
-  template <Mask M>
-  const M& keep(const M& mask) {
-    static_assert(alignof(M) <= cache_line);
+  template <Mask M, class F>
+  struct Both {
+    M mask;
+    F score;
+  };
+  template <Mask M, class F>
+  const Both<M, F>& keep(const M& mask, const F& score) {
+    static_assert(alignof(Both<M, F>) <= cache_line);
     clear();
-    if (memory_.size() < sizeof(M)) memory_ = AlignedVector<std::byte>(sizeof(M));
-    const M* const kept = ::new (static_cast<void*>(memory_.data())) M(mask);
-    functions_ = &functions<M>;
+    if (memory_.size() < sizeof(Both<M, F>)) memory_ = AlignedVector<std::byte>(sizeof(Both<M, F>));
+    const auto* const kept = ::new (static_cast<void*>(memory_.data())) Both<M, F>{mask, score};
+    functions_ = &functions<M, F>;
     return *kept;
   }
 
@@ -76,23 +89,22 @@ class KeptMask {
     void (*destroy)(void*);
     int additive_masks;
   };
-  static constexpr NoScore no_score{};
-
-  template <class M>
-  static constexpr Functions functions{.rules =
-                                           [](Isa isa, const void* mask) {
-                                             return kernel::gradient_rules_of<A>(isa, *static_cast<const M*>(mask),
-                                                                                 no_score);
-                                           },
-                                       .additive_shape =
-                                           [](const void* mask) {
-                                             if constexpr (detail::additive_masks<M> == 1)
-                                               return detail::additive_shape(*static_cast<const M*>(mask));
-                                             else
-                                               return static_cast<void>(mask), std::array<Index, 4>{};
-                                           },
-                                       .destroy = [](void* mask) { std::destroy_at(static_cast<M*>(mask)); },
-                                       .additive_masks = detail::additive_masks<M>};
+  template <class M, class F>
+  static constexpr Functions functions{
+      .rules =
+          [](Isa isa, const void* kept) {
+            const auto& both = *static_cast<const Both<M, F>*>(kept);
+            return kernel::gradient_rules_of<A>(isa, both.mask, both.score);
+          },
+      .additive_shape =
+          [](const void* kept) {
+            if constexpr (detail::additive_masks<M> == 1)
+              return detail::additive_shape(static_cast<const Both<M, F>*>(kept)->mask);
+            else
+              return static_cast<void>(kept), std::array<Index, 4>{};
+          },
+      .destroy = [](void* kept) { std::destroy_at(static_cast<Both<M, F>*>(kept)); },
+      .additive_masks = detail::additive_masks<M>};
 
   void clear() {
     if (functions_ != nullptr) functions_->destroy(memory_.data());
@@ -114,9 +126,11 @@ class LlamaAttention;
 /// What LlamaAttention::forward keeps for LlamaAttention::backward. Made once and given to every step of a training loop, it
 /// allocates only where a step is larger than all before.
 ///
-/// Memory for each token: its input and its output before the output projection, queries, keys and values, E + 2 H D + 2 G D
-/// elements of T (a tied value counts with rotary alone), and H accumulators. The mask is copied; a tensor that it views
-/// must outlive the backward pass. One that was moved from is empty.
+/// Memory for each token: its input and its output before the output projection, queries, keys and values, E + H (D + Dv) +
+/// G (D + Dv) elements of T (a tied value counts with rotary or a norm alone), and H accumulators; with norms, queries and
+/// keys twice; with gates, H (D + 3 Dv) elements more. The context of cross-attention is copied as the input is. The mask
+/// and the score function are copied; a tensor that they view must outlive the backward pass. One that was moved from is
+/// empty.
 template <Scalar T>
 class LlamaActivations {
  public:
@@ -131,9 +145,10 @@ class LlamaActivations {
   friend class LlamaAttention<T>;
 
   AlignedVector<std::byte> memory_;
-  View<T, 3> x_;  // the input [B,S,E]
+  View<T, 3> x_;        // the input [B,S,E]
+  View<T, 3> context_;  // of cross-attention [B,K,C]; else absent
   LlamaIntermediates<T> call_{};
-  detail::KeptMask<Accumulator<T>> mask_;
+  detail::KeptRules<Accumulator<T>> rules_;
   std::array<const void*, 4> layers_{};  // whose activations these are
   detail::EmptyWhenMoved<bool> complete_;
 };

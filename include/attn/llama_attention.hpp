@@ -15,15 +15,19 @@
 
 #include "attention.hpp"
 #include "dropout.hpp"
+#include "forward_options.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
 #include "llama_activations.hpp"
 #include "llama_attention_config.hpp"
+#include "llama_parts.hpp"
 #include "math.hpp"
 #include "memory.hpp"
 #include "parameter.hpp"
 #include "philox.hpp"
+#include "rms_norm.hpp"
 #include "rotary.hpp"
+#include "score.hpp"
 #include "scratch.hpp"
 #include "sequence_length.hpp"
 #include "tensor_argument.hpp"
@@ -38,10 +42,12 @@ struct LlamaAttentionResult {
   Tensor<T, 4> weights;  ///< [B,H,S,T], after dropout
 };
 
-/// Multi-head self-attention: y = dropout(out_proj(merge(dropout(softmax(q kT / sqrt(D) + mask)) v))), where q, k and v
-/// are the heads of query(x), key(x) and value(x).
+/// Multi-head attention: y = dropout(out_proj(merge(dropout(softmax(q kT / sqrt(D) + mask)) v))), where q, k and v
+/// are the heads of query(x), key(x) and value(x). LlamaAttentionConfig adds what models have besides: norms of queries and
+/// keys, rotary, a window, a cap on scores, sinks, gates, keys and values of another sequence.
 ///
-/// Shapes: x [B,S,E] -> y [B,S,E]. T, the number of keys, is S; with a cache, all tokens so far.
+/// Shapes: x [B,S,E] -> y [B,S,E]. T, the number of keys, is S; with a cache, all tokens so far; of cross-attention, the
+/// length of the context.
 /// mask: an additive tensor of rank 1 to 4 that broadcasts to [B,H,S,T] as in PyTorch, a typed mask, masks joined by &,
 /// or a callable bool(Position).
 /// Conventions: a new module is in training mode (dropout acts), as in PyTorch. `forward` is const and may be called
@@ -62,14 +68,18 @@ class LlamaAttention {
                                             .projection_dropout = dropout}) {}
 
   /// Errors: sizes below 1 or that memory cannot hold, E not divisible by H where head_dim is not given, H not divisible
-  /// by G, dropout outside [0,1], an odd head size with rotary, a window below 1.
+  /// by G, dropout outside [0,1], an odd head size with rotary, a window or a longest sequence below 1, rotary or a window
+  /// in cross-attention, a cap that is not positive, a scale or epsilon that is not finite.
   [[gnu::cold]] explicit LlamaAttention(const LlamaAttentionConfig& config)
       : config_(detail::complete<T>(config)),
         rotary_(config_->rotary.make(config_->head_dim)),
-        query_(config_->hidden_size, query_size(), config_->bias, part_seed(0)),
-        key_(config_->hidden_size, key_size(), config_->bias, part_seed(1)),
-        value_(config_->hidden_size, key_size(), config_->bias, part_seed(2)),
-        out_proj_(query_size(), config_->hidden_size, config_->bias, part_seed(3)),
+        query_(config_->hidden_size, projected_size(), *config_->query_bias, part_seed(0)),
+        key_(key_input_size(), key_size(), *config_->key_bias, part_seed(1)),
+        value_(key_input_size(), value_size(), *config_->value_bias, part_seed(2)),
+        out_proj_(attended_size(), config_->hidden_size, *config_->output_bias, part_seed(3)),
+        query_norm_(make_norm(query_size())),
+        key_norm_(make_norm(key_size())),
+        sinks_(config_->sinks ? std::make_shared<Sinks>(config_->num_attention_heads) : nullptr),
         attention_dropout_(config_->attention_dropout, part_seed(4)),
         projection_dropout_(config_->projection_dropout, part_seed(5)) {}
 
@@ -80,6 +90,9 @@ class LlamaAttention {
         key_(other.key_),
         value_(other.value_),
         out_proj_(other.out_proj_),
+        query_norm_(copy(other.query_norm_)),
+        key_norm_(copy(other.key_norm_)),
+        sinks_(copy(other.sinks_)),
         attention_dropout_(other.attention_dropout_),
         projection_dropout_(other.projection_dropout_) {
     const auto own = projections();
@@ -108,15 +121,34 @@ class LlamaAttention {
   [[nodiscard]] const Linear<T>& value() const { return value_; }
   [[nodiscard]] const Linear<T>& out_proj() const { return out_proj_; }
 
+  /// The norms of queries and keys, whose weights a checkpoint sets. Errors: a module without them.
+  [[nodiscard]] RmsNorm<T>& query_norm() { return existing("LlamaAttention::query_norm", query_norm_); }
+  [[nodiscard]] RmsNorm<T>& key_norm() { return existing("LlamaAttention::key_norm", key_norm_); }
+  [[nodiscard]] const RmsNorm<T>& query_norm() const { return existing("LlamaAttention::query_norm", query_norm_); }
+  [[nodiscard]] const RmsNorm<T>& key_norm() const { return existing("LlamaAttention::key_norm", key_norm_); }
+
+  /// The score of each head's sink, [H], 0 until it is set. Errors: a module without sinks; another shape.
+  [[nodiscard]] Tensor<T, 1> sinks() const;
+  void set_sinks(View<const T, 1> sinks);
+  /// The gradient of the sinks, [H]. Errors: a module without sinks.
+  [[nodiscard]] Tensor<Accumulator<T>, 1> sinks_gradient() const;
+
   /// Replaces the parameters by those of the other module: from then on a change in one shows in both.
-  /// Errors: sizes that differ.
+  /// Errors: sizes or parts that differ.
   void share(const LlamaAttention& other) {
     constexpr auto fn = "LlamaAttention::share";
     detail::require(sizes() == other.sizes(), fn,
                     "modules of different sizes, expected [E,H,G,D,bias] = ", detail::as_shape(sizes()), ", got ",
                     detail::as_shape(other.sizes()));
+    detail::require(
+        parts() == other.parts(), fn,
+        "modules of different parts, expected [Dv, context, biases of q, k, v, output, norm, sinks, gate] = ",
+        detail::as_shape(parts()), ", got ", detail::as_shape(other.parts()));
     check_projections(fn);
     other.check_projections(fn);
+    query_norm_ = other.query_norm_;
+    key_norm_ = other.key_norm_;
+    sinks_ = other.sinks_;
     query_.share(other.query_);
     key_.share(other.key_);
     value_.share(other.value_);
@@ -138,17 +170,47 @@ class LlamaAttention {
   void eval() { train(false); }
   [[nodiscard]] bool is_training() const { return attention_dropout_.is_training(); }
 
+  /// Where the dropouts of weights and of the output stand, to save and to restore.
+  [[nodiscard]] std::array<DropoutState, 2> dropout_states() const {
+    return {attention_dropout_.state(), projection_dropout_.state()};
+  }
+  void set_dropout_states(const std::array<DropoutState, 2>& states) {
+    attention_dropout_.set_state(states[0]);
+    projection_dropout_.set_state(states[1]);
+  }
+
   /// A cache that fits this module.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity) const {
-    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim);
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim);
   }
   /// The same with keys and values in a format, or each in one of its own: half or a quarter of the bytes are then read.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, CacheFormat format) const {
     return make_cache(batch, capacity, format, format);
   }
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, CacheFormat keys, CacheFormat values) const {
-    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, keys,
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim, keys,
                       values);
+  }
+  /// Keys and values of a context [B,K,C] for cross-attention, computed once: forward then takes them as its cache, to which
+  /// it appends nothing. Errors: a module without context_size; another last dimension.
+  template <detail::TensorArgument<3, T> C = View<const T, 3>>
+  [[nodiscard]] KvCache<T> make_context(const C& context) const {
+    return project_context(detail::view_of_argument<T, 3>(context));
+  }
+
+  /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, options);
+  }
+  /// Drops `count` tokens of a sequence from token `first` on, so that those behind them stand as many positions earlier:
+  /// their keys are turned to where they now are. See KvCache::erase.
+  /// Errors: a cache that does not fit; as KvCache::erase.
+  void erase(KvCache<T>& cache, Index sequence, Index first, Index count) const {
+    check_cache("LlamaAttention::erase", cache.batch(), 0, cache);
+    if (rotary_ != nullptr)
+      cache.erase(sequence, first, count, *rotary_);
+    else
+      cache.erase(sequence, first, count);
   }
 
   /// Computes y [B,S,E] of x [B,S,E].
@@ -163,7 +225,7 @@ class LlamaAttention {
   [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
     const auto x = detail::view_of_argument<T, 3>(input);
     auto y = detail::make_tensor<T, 3>(x.shape());
-    run(y, x, mask, cache.get(), {});
+    run({.y = y, .x = x, .cache = cache.get()}, mask, NoScore());
     return y;
   }
 
@@ -171,7 +233,49 @@ class LlamaAttention {
   /// Errors: besides, another output shape.
   template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
   void forward_into(View<T, 3> y, const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
-    run(y, detail::view_of_argument<T, 3>(input), mask, cache.get(), {});
+    run({.y = y, .x = detail::view_of_argument<T, 3>(input), .cache = cache.get()}, mask, NoScore());
+  }
+
+  /// Cross-attention: queries of x [B,S,E], keys and values of a context [B,K,C], C the config's context_size.
+  /// Errors: as forward; a module without context_size.
+  template <detail::TensorArgument<3, T> X, detail::TensorOfElement<T> C, class M>
+  requires(C::NumDimensions == 3 && detail::is_mask_argument<M>)
+      [[nodiscard]] Tensor<T, 3> forward(const X& x, const C& context, const M& mask) const {
+    return forward(x, mask, ForwardOptions<T>{.context = View<const T, 3>(context)});
+  }
+  template <detail::TensorArgument<3, T> X, detail::TensorOfElement<T> C, class M>
+  requires(C::NumDimensions == 3 && detail::is_mask_argument<M>) void forward_into(View<T, 3> y, const X& x,
+                                                                                   const C& context,
+                                                                                   const M& mask) const {
+    forward_into(y, x, mask, ForwardOptions<T>{.context = View<const T, 3>(context)});
+  }
+
+  /// The same with more options: positions, a score function, a cache, activations, a context.
+  /// Errors: as the other overloads; a cache together with activations; positions of another shape; a context together
+  /// with a cache.
+  template <detail::TensorArgument<3, T> X, MaskArgument M, ScoreArgument<Accumulator<T>> F>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, const ForwardOptions<T, F>& options) const {
+    const auto x = detail::view_of_argument<T, 3>(input);
+    auto y = detail::make_tensor<T, 3>(x.shape());
+    forward_into(y, x, mask, options);
+    return y;
+  }
+  template <detail::TensorArgument<3, T> X, MaskArgument M, ScoreArgument<Accumulator<T>> F>
+  void forward_into(View<T, 3> y, const X& input, const M& mask, const ForwardOptions<T, F>& options) const {
+    const Arguments arguments{.y = y,
+                              .x = detail::view_of_argument<T, 3>(input),
+                              .context = options.context,
+                              .cache = options.cache.get(),
+                              .positions = options.positions};
+    const auto& score = detail::as_score<Accumulator<T>>(options.score);
+    if (options.activations == nullptr) return run(arguments, mask, score);
+    detail::require(arguments.cache == nullptr, in_forward, both_kept);
+    if constexpr (detail::HasDerivative<F, Accumulator<T>>)
+      run_saving(arguments, mask, score, *options.activations);
+    else  // whether a callable takes dual numbers cannot be asked without compiling it for them
+      detail::require(false, in_forward,
+                      "options, expected a score function with a member derivative(score, at) to keep activations for; "
+                      "for others: forward(x, mask, options, saved)");
   }
 
   /// Computes the output and the attention weights [B,H,S,T], which take that much memory.
@@ -180,11 +284,11 @@ class LlamaAttention {
   [[nodiscard]] LlamaAttentionResult<T> forward_with_weights(const X& input, const M& mask = {},
                                                              CacheRef<T> cache = {}) const {
     const auto x = detail::view_of_argument<T, 3>(input);
-    const Index keys = x.dimension(1) + (cache.get() != nullptr ? cache.get()->max_length() : 0);
+    const Index keys = keys_of(x, {}, cache.get());
     const std::array<Index, 4> shape{x.dimension(0), config_->num_attention_heads, x.dimension(1), keys};
     detail::checked_size<T>("LlamaAttention::forward_with_weights", "weights [B,H,S,T]", detail::as_shape(shape));
     LlamaAttentionResult<T> result{detail::make_tensor<T, 3>(x.shape()), detail::make_tensor<T, 4>(shape)};
-    run(result.output, x, mask, cache.get(), View<T, 4>(result.weights));
+    run({.y = result.output, .x = x, .cache = cache.get(), .weights = View<T, 4>(result.weights)}, mask, NoScore());
     return result;
   }
 
@@ -199,12 +303,25 @@ class LlamaAttention {
   [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, Activations& saved) const {
     const auto x = detail::view_of_argument<T, 3>(input);
     auto y = detail::make_tensor<T, 3>(x.shape());
-    run_saving(y, x, mask, saved);
+    run_saving({.y = y, .x = x}, mask, NoScore(), saved);
     return y;
   }
   template <detail::TensorArgument<3, T> X, MaskArgument M>
   void forward_into(View<T, 3> y, const X& input, const M& mask, Activations& saved) const {
-    run_saving(y, detail::view_of_argument<T, 3>(input), mask, saved);
+    run_saving({.y = y, .x = detail::view_of_argument<T, 3>(input)}, mask, NoScore(), saved);
+  }
+  /// The same with options, whose score function is differentiated by dual numbers, so that a callable takes its score as
+  /// `auto`; or by its member derivative(score, at).
+  template <detail::TensorArgument<3, T> X, MaskArgument M, ScoreArgument<Accumulator<T>> F>
+  [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask, const ForwardOptions<T, F>& options,
+                                     Activations& saved) const {
+    static_assert(detail::explain_derivative<F, Accumulator<T>>());
+    detail::require(options.cache.get() == nullptr, in_forward, both_kept);
+    const auto x = detail::view_of_argument<T, 3>(input);
+    auto y = detail::make_tensor<T, 3>(x.shape());
+    const auto& score = detail::as_score<Accumulator<T>>(options.score);
+    run_saving({.y = y, .x = x, .context = options.context, .positions = options.positions}, mask, score, saved);
+    return y;
   }
   /// There is no backward pass through the tokens in a cache.
   template <class X, class M>
@@ -219,31 +336,35 @@ class LlamaAttention {
   /// May follow forward any number of times.
   ///
   /// Shapes: grad_y [B,S,E] -> [B,S,E]; grad_mask, where given, is written: the gradient of the additive mask, in its own
-  /// shape at rank 4.
+  /// shape at rank 4; grad_context, where given, likewise: of the context of cross-attention [B,K,C].
   /// Types: sums and parameters' gradients in float, for double in double.
   /// Conventions: dropout drops what forward dropped. The number of threads does not change a bit.
   /// Errors, before any work: activations that are empty or of another module, another shape, a gradient of a mask without
   /// a tensor.
   template <detail::TensorArgument<3, T> G = View<const T, 3>>
-  [[nodiscard]] Tensor<T, 3> backward(const G& grad_y, const Activations& saved,
-                                      View<Accumulator<T>, 4> grad_mask = {}) {
+  [[nodiscard]] Tensor<T, 3> backward(const G& grad_y, const Activations& saved, View<Accumulator<T>, 4> grad_mask = {},
+                                      View<T, 3> grad_context = {}) {
     const auto gradient = detail::view_of_argument<T, 3>(grad_y);
     auto grad_x = detail::make_tensor<T, 3>(gradient.shape());
-    run_backward(grad_x, gradient, saved, grad_mask);
+    run_backward({grad_x, grad_context, grad_mask}, gradient, saved);
     return grad_x;
   }
   /// The same, written into a tensor [B,S,E] of the caller's that does not overlap grad_y.
   template <detail::TensorArgument<3, T> G = View<const T, 3>>
   void backward_into(View<T, 3> grad_x, const G& grad_y, const Activations& saved,
-                     View<Accumulator<T>, 4> grad_mask = {}) {
-    run_backward(grad_x, detail::view_of_argument<T, 3>(grad_y), saved, grad_mask);
+                     View<Accumulator<T>, 4> grad_mask = {}, View<T, 3> grad_context = {}) {
+    run_backward({grad_x, grad_context, grad_mask}, detail::view_of_argument<T, 3>(grad_y), saved);
   }
 
-  /// All parameters, "query.weight" to "out_proj.bias"; those that two projections share once.
+  /// All parameters, "query.weight" to "out_proj.bias", then "query_norm.weight", "key_norm.weight" and "sinks"; those that
+  /// two projections share once.
   [[nodiscard]] std::vector<Parameter<T>> parameters();
   /// Sets the gradients of all parameters to 0.
   void zero_gradients() {
     for (Linear<T>* layer : projections()) layer->zero_gradients();
+    for (RmsNorm<T>* norm : {query_norm_.get(), key_norm_.get()})
+      if (norm != nullptr) norm->zero_gradients();
+    if (sinks_) std::fill(sinks_->gradient.begin(), sinks_->gradient.end(), Accumulator<T>{0});
   }
 
   template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
@@ -253,9 +374,11 @@ class LlamaAttention {
 
  private:
   static constexpr auto in_forward = "LlamaAttention::forward";
+  static constexpr auto both_kept =
+      "options, expected a cache or activations, got both: backward goes through the tokens of one call";
 
-  /// A mask as the kernels of an instruction set see it. Refers to the mask.
-  struct BoundMask {
+  /// A mask and a score function as the kernels of an instruction set see them. Refers to both.
+  struct BoundRules {
     Isa isa;
     kernel::Rules<Accumulator<T>> rules;
   };
@@ -268,21 +391,73 @@ class LlamaAttention {
     return config_->seed ? std::optional(splitmix64(splitmix64(*config_->seed) + part)) : std::nullopt;
   }
   [[nodiscard]] Index query_size() const { return config_->num_attention_heads * config_->head_dim; }
+  [[nodiscard]] Index attended_size() const { return config_->num_attention_heads * config_->value_head_dim; }
+  /// What the query projection computes: queries, and gates where there are any.
+  [[nodiscard]] Index projected_size() const { return query_size() + (config_->output_gate ? attended_size() : 0); }
   [[nodiscard]] Index key_size() const { return config_->num_key_value_heads * config_->head_dim; }
+  [[nodiscard]] Index value_size() const { return config_->num_key_value_heads * config_->value_head_dim; }
+  [[nodiscard]] bool is_cross() const { return config_->context_size > 0; }
+  [[nodiscard]] Index key_input_size() const { return is_cross() ? config_->context_size : config_->hidden_size; }
   [[nodiscard]] std::array<Index, 5> sizes() const {
     return {config_->hidden_size, config_->num_attention_heads, config_->num_key_value_heads, config_->head_dim,
             config_->bias ? 1 : 0};
   }
+  [[nodiscard]] std::array<Index, 9> parts() const {
+    const auto flag = [](std::optional<bool> bias) { return Index{bias.value_or(false)}; };
+    return {config_->value_head_dim,
+            config_->context_size,
+            flag(config_->query_bias),
+            flag(config_->key_bias),
+            flag(config_->value_bias),
+            flag(config_->output_bias),
+            static_cast<Index>(config_->query_key_norm),
+            Index{config_->sinks},
+            Index{config_->output_gate}};
+  }
 
-  [[nodiscard]] detail::AttentionSizes attention_sizes(View<const T, 3> x, const KvCache<T>* cache) const {
-    const Index S = x.dimension(1), D = config_->head_dim;
+  using Sinks = detail::Sinks<T>;
+  /// The norm of queries or keys, all heads of which have this size; null where there is none.
+  [[nodiscard]] std::shared_ptr<RmsNorm<T>> make_norm(Index size) const {
+    const QueryKeyNorm norm = config_->query_key_norm;
+    if (norm == QueryKeyNorm::none) return nullptr;
+    return std::make_shared<RmsNorm<T>>(
+        norm == QueryKeyNorm::whole_projection ? size : config_->head_dim, config_->norm_epsilon,
+        norm == QueryKeyNorm::per_head_one_plus_weight ? NormFactor::one_plus_weight : NormFactor::weight);
+  }
+  template <class Part>
+  [[nodiscard]] static std::shared_ptr<Part> copy(const std::shared_ptr<Part>& part) {
+    return part ? std::make_shared<Part>(*part) : nullptr;
+  }
+  template <class Part>
+  [[nodiscard]] static Part& existing(std::string_view fn, const std::shared_ptr<Part>& part) {
+    detail::require(part != nullptr, fn, "module, expected one whose configuration has this part");
+    return *part;
+  }
+
+  /// What a call computes, and of what, besides its mask and score function.
+  struct Arguments {
+    View<T, 3> y{};
+    View<const T, 3> x{};
+    View<const T, 3> context{};   ///< of cross-attention [B,K,C]; else absent
+    KvCache<T>* cache = nullptr;  ///< of cross-attention: the context's keys and values
+    RotaryPositions positions{};
+    View<T, 4> weights{};
+  };
+
+  /// How many keys a query of x sees at most.
+  [[nodiscard]] Index keys_of(View<const T, 3> x, View<const T, 3> context, const KvCache<T>* cache) const {
+    if (is_cross()) return cache != nullptr ? cache->max_length() : context.dimension(1);
+    return x.dimension(1) + (cache != nullptr ? cache->max_length() : 0);
+  }
+  [[nodiscard]] detail::AttentionSizes attention_sizes(View<const T, 3> x, View<const T, 3> context,
+                                                       const KvCache<T>* cache) const {
     return {.B = x.dimension(0),
             .H = config_->num_attention_heads,
             .G = config_->num_key_value_heads,
-            .S = S,
-            .T = S + (cache != nullptr ? cache->max_length() : 0),
-            .D = D,
-            .Dv = D};
+            .S = x.dimension(1),
+            .T = keys_of(x, context, cache),
+            .D = config_->head_dim,
+            .Dv = config_->value_head_dim};
   }
 
   // ---- Checks, before any work; these and the steps are in llama_attention_forward.hpp ----
@@ -290,56 +465,65 @@ class LlamaAttention {
   /// Projections may have been replaced by layers of other sizes.
   [[gnu::cold]] void check_projections(std::string_view fn) const;
   void check_cache(std::string_view fn, Index B, Index S, const KvCache<T>& cache) const;
-  /// Checks everything but the mask.
-  [[gnu::cold]] void check(const View<T, 3>& y, View<const T, 3> x, const KvCache<T>* cache) const;
+  void check_context(std::string_view fn, Index B, View<const T, 3> context, bool cached) const;
+  /// Checks everything but the mask and the score function.
+  [[gnu::cold]] void check(const Arguments& arguments) const;
 
   // ---- Steps ----
 
   using Intermediates = LlamaIntermediates<T>;
-  /// Lays intermediates out in memory; without memory, measures how much they take.
-  Intermediates lay_out(detail::Scratch& memory, Index B, Index S) const;
-  Intermediates begin(const Workspace::Frame& frame, Index B, Index S, const KvCache<T>* cache) const;
-  static void set_lengths(const Intermediates& call, Index S, const KvCache<T>* cache) {
-    for (std::size_t b = 0; b < call.start.size(); ++b) {
-      call.start[b] = cache != nullptr ? cache->lengths()[b] : 0;
-      call.lengths[b] = call.start[b] + S;
-    }
-  }
+  /// Lays intermediates of S tokens, and of keys of K, out in memory; without memory, measures how much they take.
+  /// training: whether what backward reads is kept apart from what later steps make of it.
+  Intermediates lay_out(detail::Scratch& memory, Index B, Index S, Index K, bool training) const;
+  Intermediates begin(const Workspace::Frame& frame, const Arguments& arguments) const;
+  /// Where each sequence stands, and its sinks.
+  void set_up(Intermediates& call, const Arguments& arguments) const;
   /// Not inlined: four calls would compile the same checks four times.
   [[gnu::noinline]] static void multiply(const Linear<T>& layer, const View<T, 3>& y, const View<const T, 3>& x) {
     layer.forward_into(y, x);
   }
-  /// Computes queries, keys and values. Where keys and values are tied, one product serves both: v is k, or, before k is
-  /// rotated, a copy of it.
-  void project(Intermediates& call, View<const T, 3> x) const;
+  /// Computes queries, keys and values, the latter two of `source`. Where keys and values are tied, one product serves
+  /// both: v is k, or, before k is changed, a copy of it.
+  void project(Intermediates& call, View<const T, 3> x, View<const T, 3> source) const;
+  void project_keys(Intermediates& call, View<const T, 3> source) const;
+  /// Normalises queries and keys.
+  void normalise(const Intermediates& call) const;
   /// Rotates queries and keys by position.
   void rotate(const Intermediates& call) const;
   /// Writes keys and values behind those in the cache, which does not count them yet: a later step may fail.
   void append(Intermediates& call, KvCache<T>* cache) const;
   [[nodiscard]] AttentionOptions attention_options(const Intermediates& call) const;
-  /// Attention of all queries over all keys, those of the call or of the cache, under a mask as kernels see it.
-  void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundMask& mask,
+  /// Attention of all queries over all keys, those of the call or of the cache, under rules as kernels see them.
+  void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundRules& rules,
               const KvCache<T>* cache, View<T, 4> weights) const;
+  /// Opens the gates, projects, drops.
   void output(const View<T, 3>& y, Intermediates& call) const;
-  /// All steps. They are compiled once: only the mask, in three functions for the kernels, depends on its type.
-  void run_steps(const View<T, 3>& y, View<const T, 3> x, Intermediates& call, const BoundMask& mask, KvCache<T>* cache,
-                 View<T, 4> weights) const;
+  /// All steps. They are compiled once: only the rules, three functions for the kernels, depend on the types of the mask
+  /// and of the score function.
+  void run_steps(const Arguments& arguments, Intermediates& call, const BoundRules& rules) const;
   /// The mask, the module's window and the ends of the sequences joined. Computes the lengths that rotary asks for.
   template <class M>
   auto join(const M& mask, const Intermediates& call, Index S, const Padding& ends) const;
-  /// One call: checks, then steps under the mask, the module's window and the ends of the sequences joined.
-  template <class M>
-  void run(const View<T, 3>& y, View<const T, 3> x, const M& given, KvCache<T>* cache, View<T, 4> weights) const;
+  /// One call: checks, then steps under the mask joined with what the module adds.
+  template <class M, class F>
+  void run(const Arguments& arguments, const M& given, const F& score) const;
+  [[nodiscard]] KvCache<T> project_context(View<const T, 3> context) const;
 
   // ---- Training: in llama_attention_backward.hpp ----
 
-  void lay_out(Activations& saved, Index B, Index S) const;
-  template <class M>
-  void run_saving(const View<T, 3>& y, View<const T, 3> x, const M& mask, Activations& saved) const;
-  void check_backward(const View<T, 3>& grad_x, View<const T, 3> grad_y, const Activations& saved,
-                      const View<Accumulator<T>, 4>& grad_mask) const;
-  void run_backward(const View<T, 3>& grad_x, View<const T, 3> grad_y, const Activations& saved,
-                    const View<Accumulator<T>, 4>& grad_mask);
+  void lay_out(Activations& saved, const Arguments& arguments) const;
+  template <class M, class F>
+  void run_saving(const Arguments& arguments, const M& mask, const F& score, Activations& saved) const;
+  /// What backward writes.
+  struct Gradients {
+    View<T, 3> x;
+    View<T, 3> context;            ///< absent unless asked for
+    View<Accumulator<T>, 4> mask;  ///< absent unless asked for
+  };
+  void check_backward(const Gradients& out, View<const T, 3> grad_y, const Activations& saved) const;
+  void run_backward(const Gradients& out, View<const T, 3> grad_y, const Activations& saved);
+  /// Projections backward, of what `project` computed.
+  void backward_of_projections(const Gradients& out, const Activations& saved, const Intermediates& grad);
   [[nodiscard]] std::array<const void*, 4> layer_identities() const;
 
   detail::EmptyWhenMoved<LlamaAttentionConfig> config_;
@@ -348,6 +532,9 @@ class LlamaAttention {
   Linear<T> key_;
   Linear<T> value_;
   Linear<T> out_proj_;
+  std::shared_ptr<RmsNorm<T>> query_norm_;  // null without norms
+  std::shared_ptr<RmsNorm<T>> key_norm_;
+  std::shared_ptr<Sinks> sinks_;  // null without sinks
   Dropout<T> attention_dropout_;
   Dropout<T> projection_dropout_;
 };

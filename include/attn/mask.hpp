@@ -147,6 +147,36 @@ class Padding {
   std::span<const Index> lengths_;
 };
 
+/// The first `padding[b]` keys of batch entry b are padding and are never read: prompts of different lengths that end
+/// together. Views the numbers; without any there is no padding.
+/// Errors (at the call): another number of them than batch entries, one that is not from 0 to the number of keys.
+class LeftPadding {
+ public:
+  constexpr LeftPadding() = default;
+  explicit constexpr LeftPadding(std::span<const Index> padding) : padding_(padding) {}
+
+  [[nodiscard]] constexpr bool keep(Position at) const { return at.key >= first(at.batch); }
+  [[nodiscard]] constexpr Coverage cover(Block block) const {
+    const Index keys = first(block.first.batch);
+    if (block.last.key < keys) return Coverage::empty;
+    return block.first.key >= keys ? Coverage::full : Coverage::mixed;
+  }
+  void check(std::string_view function, Index batch, Index, Index, Index keys) const {
+    if (padding_.empty()) return;
+    detail::require(std::ssize(padding_) == batch, function, "LeftPadding, expected one number for each of ", batch,
+                    " batch entries, got ", std::ssize(padding_));
+    for (const Index padding : padding_)
+      detail::require(0 <= padding && padding <= keys, function, "LeftPadding, expected numbers from 0 to ", keys,
+                      ", got ", padding);
+  }
+
+ private:
+  [[nodiscard]] constexpr Index first(std::int32_t batch) const {
+    return padding_.empty() ? 0 : padding_[static_cast<std::size_t>(batch)];
+  }
+  std::span<const Index> padding_;
+};
+
 /// A boolean tensor of rank 1 to 4, broadcast to [B,H,S,T]: true = this key may be attended.
 class KeepMask {
  public:
@@ -259,11 +289,15 @@ inline constexpr bool is_boolean_tensor = false;
 template <TensorOfElement<bool> M>
 inline constexpr bool is_boolean_tensor<M> = true;
 
+/// Whether M can be a mask.
+template <class M>
+inline constexpr bool is_mask_argument = Mask<M> || PredicateFunction<M> || (TensorLike<M> && !is_boolean_tensor<M>);
+
 /// Stops the compilation with a sentence unless M can be a mask. Otherwise true, also after the sentence: a concept that
 /// failed as well would add the compiler's own list of reasons.
 template <class M>
 constexpr bool explain_mask() {
-  constexpr bool is_mask = Mask<M> || PredicateFunction<M> || (TensorLike<M> && !is_boolean_tensor<M>);
+  constexpr bool is_mask = is_mask_argument<M>;
   if constexpr (is_boolean_tensor<M>) {
     static_assert(is_mask,
                   "attn: libraries disagree on what true means in a boolean mask: write attn::KeepMask(tensor) "

@@ -53,8 +53,10 @@ void scaled_dot_product_attention_into(const AttentionOutputs<T>& out, View<cons
           if (detail::is_nan(x) || (!detail::is_nan(largest) && x > largest)) largest = x;
         }
 
-        // p = softmax(scores); a row with no key left is 0
-        A sum = 0;
+        // p = softmax(scores), where a sink is one more score; a row with no key left is 0
+        const A sink = problem.sinks == nullptr ? never : static_cast<A>(problem.sinks[h]);
+        if (!detail::is_nan(largest)) largest = std::max(largest, sink);
+        A sum = is_never(sink) ? A{0} : std::exp(sink - largest);
         for (A& x : p) sum += x = is_never(x) ? A{0} : std::exp(x - largest);
         if (out.log_sum_exp.data() != nullptr) out.log_sum_exp(b, h, s) = kernel::log_sum_exp(largest, sum);
 
@@ -130,6 +132,7 @@ void scaled_dot_product_attention_backward_into(
   const auto problem = detail::attention_problem(sizes, q, {}, {}, options, AttentionOutputs<T>{});
   GradientSums<T> grad_q(out.q), grad_k(out.k), grad_v(out.v);
   GradientSums<A> grad_mask(out.mask), grad_bias(out.score_bias);
+  GradientSums<A> grad_sinks(View<A, 4>(out.sinks.data(), {1, 1, 1, out.sinks.dimension(0)}));
   std::vector<A> p(static_cast<std::size_t>(Keys)), grad_p(p), slope(p), bias_slope(p);
 
   for (Index b = 0; b < B; ++b)
@@ -140,7 +143,8 @@ void scaled_dot_product_attention_backward_into(
 
         // p = softmax(mask(score(q kT * scale))), and the derivatives of the score function
         const A never = -std::numeric_limits<A>::infinity();
-        A largest = never, sum = 0;
+        const A sink = problem.sinks == nullptr ? never : static_cast<A>(problem.sinks[h]);
+        A largest = sink;
         for (Index t = 0; t < Keys; ++t) {
           at.key = static_cast<std::int32_t>(t);
           const auto i = static_cast<std::size_t>(t);
@@ -155,7 +159,12 @@ void scaled_dot_product_attention_backward_into(
           if constexpr (detail::HasBias<M>) p[i] += static_cast<A>(mask.bias(at));
           largest = std::max(largest, p[i]);
         }
-        for (A& x : p) sum += x = detail::bits_of(x) == detail::bits_of(never) ? A{0} : std::exp(x - largest);
+        const auto weight = [&](A x) {
+          return detail::bits_of(x) == detail::bits_of(never) ? A{0} : std::exp(x - largest);
+        };
+        const A of_sink = weight(sink);
+        A sum = of_sink;
+        for (A& x : p) sum += x = weight(x);
 
         // dp = dropout(dy vT), dv = dropout(p)T dy, delta = sum of p dp
         A delta = grad_log_sum_exp.data() != nullptr ? -grad_log_sum_exp(b, h, s) : A{0};
@@ -179,6 +188,9 @@ void scaled_dot_product_attention_backward_into(
           delta += p[i] * grad_p[i];
         }
 
+        // dsink = -(weight of the sink) delta
+        if (!kernel::is_zero(of_sink)) grad_sinks.add(0, 0, 0, h, -of_sink / sum * delta);
+
         // ds = p (dp - delta), then through mask and score function to q and k
         for (Index t = 0; t < Keys; ++t) {
           const auto i = static_cast<std::size_t>(t);
@@ -193,7 +205,7 @@ void scaled_dot_product_attention_backward_into(
         }
       }
   for (const auto* sums : {&grad_q, &grad_k, &grad_v}) sums->write();
-  for (const auto* sums : {&grad_mask, &grad_bias}) sums->write();
+  for (const auto* sums : {&grad_mask, &grad_bias, &grad_sinks}) sums->write();
 }
 
 }  // namespace reference

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -18,7 +19,13 @@
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 
-/// x / sqrt(mean of x^2 + epsilon) * weight, along the last axis; the weight is one until it is set.
+/// What RmsNorm multiplies by.
+enum class NormFactor : std::uint8_t {
+  weight,           ///< the weight, which is 1 until it is set: Llama
+  one_plus_weight,  ///< 1 + weight, which is 0 until it is set: Gemma
+};
+
+/// x / sqrt(mean of x^2 + epsilon) * weight, or times 1 + weight, along the last axis.
 ///
 /// Shapes: x [..., size] of rank 1 to 4 -> the same shape; weight [size].
 /// Types: computed in float, in double for double; half and bfloat16 are rounded once, after the weight, as PyTorch's
@@ -31,13 +38,15 @@ template <Scalar T>
 class RmsNorm {
  public:
   /// Errors: a size below 1 or that memory cannot hold, an epsilon that is negative or not finite.
-  explicit RmsNorm(Index size, double epsilon = 1e-5) : held_(Held{checked_weight(size), epsilon}) {
+  explicit RmsNorm(Index size, double epsilon = 1e-5, NormFactor factor = NormFactor::weight)
+      : held_(Held{checked_weight(size, factor), epsilon, factor}) {
     detail::require(detail::is_finite(epsilon) && epsilon >= 0.0, "RmsNorm",
                     "epsilon, expected a number from 0 on, got ", epsilon);
   }
 
   [[nodiscard]] Index size() const { return std::ssize(held_->weight); }
   [[nodiscard]] double epsilon() const { return held_->epsilon; }
+  [[nodiscard]] NormFactor factor() const { return held_->factor; }
 
   /// The weight, [size].
   [[nodiscard]] Tensor<T, 1> weight() const {
@@ -127,13 +136,21 @@ class RmsNorm {
   struct Held {
     AlignedVector<T> weight;
     double epsilon = 0.0;
+    NormFactor factor = NormFactor::weight;
     AlignedVector<A> gradient{};  // of the weight; empty until it is first needed
   };
-  static AlignedVector<T> checked_weight(Index size) {
+  static AlignedVector<T> checked_weight(Index size, NormFactor factor) {
     const std::array<Index, 1> shape{size};
     detail::require(size >= 1, "RmsNorm", "size, expected at least 1, got ", size);
     return AlignedVector<T>(
-        static_cast<std::size_t>(detail::checked_size<T>("RmsNorm", "weight [size]", detail::as_shape(shape))), T(1));
+        static_cast<std::size_t>(detail::checked_size<T>("RmsNorm", "weight [size]", detail::as_shape(shape))),
+        T(factor == NormFactor::weight ? 1 : 0));
+  }
+  /// Loads n factors from the one at `first` on.
+  void load_factors(const Codec& codec, A* factors, Index first, Index n) const {
+    codec.load(factors, n, kernel::stored(held_->weight.data() + first), n, 1, n);
+    if (held_->factor == NormFactor::weight) return;
+    for (Index i = 0; i < n; ++i) factors[i] += 1;
   }
 
   void run(const T* x, Index rows, T* y) const {
@@ -147,7 +164,7 @@ class RmsNorm {
   }
 
   void normalise(const Codec& codec, const T* x, T* y) const {
-    A values[block], weights[block];
+    A values[block], factors[block];
     double squares = 0.0;
     for (Index first = 0; first < size(); first += block) {
       const Index n = std::min(block, size() - first);
@@ -158,8 +175,8 @@ class RmsNorm {
     for (Index first = 0; first < size(); first += block) {
       const Index n = std::min(block, size() - first);
       codec.load(values, n, kernel::stored(x + first), n, 1, n);
-      codec.load(weights, n, kernel::stored(held_->weight.data() + first), n, 1, n);
-      for (Index i = 0; i < n; ++i) values[i] = weights[i] * (scale * values[i]);
+      load_factors(codec, factors, first, n);
+      for (Index i = 0; i < n; ++i) values[i] = factors[i] * (scale * values[i]);
       codec.store(kernel::stored(y + first), n, values, n, 1, n);
     }
   }
@@ -190,18 +207,18 @@ class RmsNorm {
   /// With r = 1 / sqrt(mean of x^2 + epsilon) and g = grad_y weight: grad_x = r g - x r^3 (mean of g x), and
   /// weight_sums += grad_y x r.
   void backward_row(const Codec& codec, const T* grad_y, const T* x, A* weight_sums, T* grad_x) const {
-    A values[block], gradients[block], weights[block];
+    A values[block], gradients[block], factors[block];
     const auto load = [&](Index first) {
       const Index n = std::min(block, size() - first);
       codec.load(values, n, kernel::stored(x + first), n, 1, n);
       codec.load(gradients, n, kernel::stored(grad_y + first), n, 1, n);
-      codec.load(weights, n, kernel::stored(held_->weight.data() + first), n, 1, n);
+      load_factors(codec, factors, first, n);
       return n;
     };
     double squares = 0.0, products = 0.0;
     for (Index first = 0; first < size(); first += block) {
       const Index n = load(first);
-      for (Index i = 0; i < n; ++i) gradients[i] *= weights[i];
+      for (Index i = 0; i < n; ++i) gradients[i] *= factors[i];
       squares += static_cast<double>(detail::dot(values, values, n));
       products += static_cast<double>(detail::dot(gradients, values, n));
     }
@@ -212,7 +229,7 @@ class RmsNorm {
       const Index n = load(first);
       for (Index i = 0; i < n; ++i) {
         weight_sums[first + i] += gradients[i] * (scale * values[i]);
-        gradients[i] = scale * (gradients[i] * weights[i]) - slope * values[i];
+        gradients[i] = scale * (gradients[i] * factors[i]) - slope * values[i];
       }
       codec.store(kernel::stored(grad_x + first), n, gradients, n, 1, n);
     }

@@ -14,6 +14,7 @@
 #include "memory.hpp"
 #include "overlap.hpp"
 #include "parallel.hpp"
+#include "rotary_positions.hpp"
 #include "rotary_scaling.hpp"
 #include "scratch.hpp"
 #include "tensor.hpp"
@@ -38,6 +39,8 @@ class Rotary {
 
   [[nodiscard]] const RotaryConfig& config() const { return frequencies_->config(); }
   [[nodiscard]] Index head_size() const { return frequencies_->head_size(); }
+  /// How many pairs of a head's elements are rotated.
+  [[nodiscard]] Index pairs() const { return frequencies_->rotated() / 2; }
 
   /// The length up to which all sequences have the same frequencies: original_length with dynamic and longrope scaling,
   /// unless the configuration fixes the length; otherwise there is no such limit.
@@ -55,52 +58,74 @@ class Rotary {
   /// What cosines and sines are multiplied by: 1 but for yarn and longrope.
   [[nodiscard]] double attention_factor() const { return frequencies_->attention_factor(); }
 
-  /// Rotates x [B,H,S,D] in place; row s of batch entry b stands at position start[b] + s. `lengths`, one for each batch
-  /// entry, says how many positions its sequence has in all, where that is not start[b] + S; padding does not count.
-  /// Errors: another head size, starts or lengths that are missing, negative or past 2^53, a last axis that is not
-  /// contiguous, elements that are repeated by a stride of 0.
+  /// Rotates x [B,H,S,D] in place; row s of batch entry b stands at position start[b] + s, or where positions [B,S] or
+  /// [B,S,D/2] say. `lengths`, one for each batch entry, says how many positions its sequence has in all, where that is
+  /// not one more than its last; padding does not count.
+  /// Errors: another head size, positions that are missing or not within 2^53 of 0, lengths that are missing, negative or
+  /// past 2^53, a last axis that is not contiguous, elements that are repeated by a stride of 0.
   template <Scalar T>
-  void apply(View<T, 4> x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    rotate<T, 1, false>({x}, {detail::layout_of("view", x)}, start, lengths);
+  void apply(View<T, 4> x, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    rotate<T, 1, false>({x}, {detail::layout_of("view", x)}, positions, lengths);
   }
   template <detail::TensorArgument<4> X>
-  void apply(X& x, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    if constexpr (TensorOf<X, 4>) apply(View<detail::Element<X>, 4>(x), start, lengths);
+  void apply(X& x, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    if constexpr (TensorOf<X, 4>) apply(View<detail::Element<X>, 4>(x), positions, lengths);
   }
 
   /// Rotates queries [B,H,S,D] and keys [B,G,S,D] of the same tokens in place, computing each angle once.
   /// Errors: besides, keys of another B or S than the queries, or that share memory with them.
   template <Scalar T>
-  void apply(View<T, 4> q, View<T, 4> k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    rotate<T, 2, false>({q, k}, {detail::layout_of("queries", q), detail::layout_of("keys", k)}, start, lengths);
+  void apply(View<T, 4> q, View<T, 4> k, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    rotate<T, 2, false>({q, k}, {detail::layout_of("queries", q), detail::layout_of("keys", k)}, positions, lengths);
   }
   template <TensorOf<4> Q, TensorOf<4> K>
-  void apply(Q& q, K& k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    apply(View<detail::Element<Q>, 4>(q), View<detail::Element<Q>, 4>(k), start, lengths);
+  void apply(Q& q, K& k, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    apply(View<detail::Element<Q>, 4>(q), View<detail::Element<Q>, 4>(k), positions, lengths);
   }
 
   /// Turns the gradient [B,H,S,D] of what `apply` wrote into that of what it read, in place: the transpose of the
   /// rotation, scaled alike. Positions, lengths and errors: as for apply.
   template <Scalar T>
-  void backward(View<T, 4> grad, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    rotate<T, 1, true>({grad}, {detail::layout_of("gradient", grad)}, start, lengths);
+  void backward(View<T, 4> grad, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    rotate<T, 1, true>({grad}, {detail::layout_of("gradient", grad)}, positions, lengths);
   }
   template <detail::TensorArgument<4> G>
-  void backward(G& grad, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    if constexpr (TensorOf<G, 4>) backward(View<detail::Element<G>, 4>(grad), start, lengths);
+  void backward(G& grad, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    if constexpr (TensorOf<G, 4>) backward(View<detail::Element<G>, 4>(grad), positions, lengths);
   }
   /// The same of the gradients of queries [B,H,S,D] and keys [B,G,S,D], computing each angle once.
   template <Scalar T>
-  void backward(View<T, 4> grad_q, View<T, 4> grad_k, std::span<const Index> start,
+  void backward(View<T, 4> grad_q, View<T, 4> grad_k, const RotaryPositions& positions,
                 std::span<const Index> lengths = {}) const {
     rotate<T, 2, true>(
         {grad_q, grad_k},
-        {detail::layout_of("gradient of queries", grad_q), detail::layout_of("gradient of keys", grad_k)}, start,
+        {detail::layout_of("gradient of queries", grad_q), detail::layout_of("gradient of keys", grad_k)}, positions,
         lengths);
   }
   template <TensorOf<4> Q, TensorOf<4> K>
-  void backward(Q& grad_q, K& grad_k, std::span<const Index> start, std::span<const Index> lengths = {}) const {
-    backward(View<detail::Element<Q>, 4>(grad_q), View<detail::Element<Q>, 4>(grad_k), start, lengths);
+  void backward(Q& grad_q, K& grad_k, const RotaryPositions& positions, std::span<const Index> lengths = {}) const {
+    backward(View<detail::Element<Q>, 4>(grad_q), View<detail::Element<Q>, 4>(grad_k), positions, lengths);
+  }
+
+  /// Turns keys [B,G,S,D] that `apply` has rotated, in place, to `by` positions further on, back where it is negative. The
+  /// attention factor stays in them once.
+  /// Conventions: frequencies are those of a sequence of up to same_up_to() positions.
+  /// Errors: another head size, a last axis that is not contiguous.
+  template <Scalar T>
+  void turn(View<T, 4> keys, Index by) const {
+    check_views("Rotary::turn", std::array{detail::layout_of("view", keys)});
+    const Workspace::Frame frame;
+    auto* const frequency = frame.take<double>(pairs());
+    float *const cosine = frame.take<float>(pairs()), *const sine = frame.take<float>(pairs());
+    frequencies(0, {frequency, static_cast<std::size_t>(pairs())});
+    for (Index i = 0; i < pairs(); ++i) {
+      cosine[i] = static_cast<float>(std::cos(static_cast<double>(by) * frequency[i]));
+      sine[i] = static_cast<float>(std::sin(static_cast<double>(by) * frequency[i]));
+    }
+    for (Index b = 0; b < keys.dimension(0); ++b)
+      for (Index g = 0; g < keys.dimension(1); ++g)
+        for (Index s = 0; s < keys.dimension(2); ++s)
+          rotate_row<false>(&keys(b, g, s, 0), Angles{.b = b, .s = s, .cosine = cosine, .sine = sine});
   }
 
  private:
@@ -116,9 +141,9 @@ class Rotary {
   /// Back: by the opposite angles.
   template <Scalar T, std::size_t n, bool back>
   void rotate(const std::array<View<T, 4>, n>& views, const std::array<detail::Layout, n>& layouts,
-              std::span<const Index> start, std::span<const Index> lengths) const {
+              const RotaryPositions& positions, std::span<const Index> lengths) const {
     constexpr auto function = back ? "Rotary::backward" : "Rotary::apply";
-    (this->*for_each_token_)(function, {layouts.data(), n}, start, lengths, [&](const Angles& token) {
+    (this->*for_each_token_)(function, {layouts.data(), n}, positions, lengths, [&](const Angles& token) {
       for (const View<T, 4>& x : views)
         for (Index h = 0; h < x.dimension(1); ++h) rotate_row<back>(&x(token.b, h, token.s, 0), token);
     });
@@ -140,16 +165,19 @@ class Rotary {
   }
 
   /// Checks, and computes the angles of each token, by which `rotate_token` then rotates its heads in all views.
-  void for_each_token(std::string_view fn, std::span<const detail::Layout> views, std::span<const Index> start,
+  void for_each_token(std::string_view fn, std::span<const detail::Layout> views, const RotaryPositions& positions,
                       std::span<const Index> lengths, RotateToken rotate_token) const {
     const Index B = views[0].shape[0], S = views[0].shape[2];
     check_views(fn, views);
-    check_positions(fn, B, S, start, lengths);
+    positions.check(fn, B, S, pairs());
+    check_lengths(fn, B, lengths);
     Index heads = 0;
     for (const detail::Layout& x : views) heads += x.shape[1];
     if (B == 0 || S == 0 || heads == 0) return;
 
-    const auto length = [&](Index b) { return lengths.empty() ? at(start, b) + S : at(lengths, b); };
+    const auto length = [&](Index b) {
+      return lengths.empty() ? positions.length(b, S, pairs()) : lengths[static_cast<std::size_t>(b)];
+    };
     bool same = true;  // all sequences have the same frequencies
     for (Index b = 0; b < B; ++b) same = same && (length(b) <= same_up_to() || length(b) == length(0));
 
@@ -171,16 +199,13 @@ class Rotary {
       float* const sine = cosine + pairs();
       const double* const of_sequence = frequency + (same ? 0 : b * pairs());
       for (Index i = 0; i < pairs(); ++i) {
-        const double angle = static_cast<double>(at(start, b) + s) * of_sequence[i];
+        const double angle = static_cast<double>(positions.at(b, s, i)) * of_sequence[i];
         cosine[i] = static_cast<float>(std::cos(angle) * factor);
         sine[i] = static_cast<float>(std::sin(angle) * factor);
       }
       rotate_token(Angles{.b = b, .s = s, .cosine = cosine, .sine = sine});
     });
   }
-
-  [[nodiscard]] Index pairs() const { return frequencies_->rotated() / 2; }
-  [[nodiscard]] static Index at(std::span<const Index> x, Index b) { return x[static_cast<std::size_t>(b)]; }
 
   // ---- Checks ----
 
@@ -196,15 +221,7 @@ class Rotary {
       if (&x != &first) detail::require_apart(fn, x, first);
     }
   }
-  static void check_positions(std::string_view fn, Index B, Index S, std::span<const Index> start,
-                              std::span<const Index> lengths) {
-    detail::require(std::ssize(start) == B, fn, "start, expected one for each of ", B, " batch entries, got ",
-                    std::ssize(start));
-    for (const Index position : start) {
-      detail::require(position >= 0, fn, "start, expected at least 0, got ", position);
-      detail::require(position <= detail::most_positions - S, fn, "start, expected ", S, " positions up to 2^53, got ",
-                      position);
-    }
+  static void check_lengths(std::string_view fn, Index B, std::span<const Index> lengths) {
     detail::require(lengths.empty() || std::ssize(lengths) == B, fn, "lengths, expected one for each of ", B,
                     " batch entries, got ", std::ssize(lengths));
     for (const Index length : lengths)
@@ -214,7 +231,7 @@ class Rotary {
 
   detail::EmptyWhenMoved<detail::RotaryFrequencies> frequencies_;
   /// Only constructors name the function: where a program makes no Rotary, modules that could use one do not compile it.
-  void (Rotary::*for_each_token_)(std::string_view, std::span<const detail::Layout>, std::span<const Index>,
+  void (Rotary::*for_each_token_)(std::string_view, std::span<const detail::Layout>, const RotaryPositions&,
                                   std::span<const Index>, RotateToken) const = &Rotary::for_each_token;
 };
 
@@ -227,7 +244,7 @@ class OptionalRotary {
   OptionalRotary() = default;
   OptionalRotary(std::nullopt_t) {}  // NOLINT: converts as std::optional does
   OptionalRotary(const RotaryConfig& config) : config_(copy(config)), functions_(&functions) {}  // NOLINT: the same
-  OptionalRotary(const std::optional<RotaryConfig>& config)                                      // NOLINT: the same
+  [[gnu::noinline]] OptionalRotary(const std::optional<RotaryConfig>& config)                    // NOLINT: the same
       : OptionalRotary(config ? OptionalRotary(*config) : OptionalRotary()) {}
   OptionalRotary(const OptionalRotary& other)
       : config_(other ? other.functions_->copy(*other) : nullptr), functions_(other.functions_) {}

@@ -123,6 +123,8 @@ class SoftCap {
     detail::require(detail::is_positive(cap), "SoftCap", "cap, expected a positive number, got ", cap);
   }
 
+  [[nodiscard]] float cap() const { return cap_; }
+
   template <class A>
   A operator()(A score, Position) const {
     const auto cap = static_cast<A>(cap_);

@@ -108,6 +108,18 @@ class StoredWeight {
   [[nodiscard]] static constexpr Index row_bytes(WeightFormat format, Index in) {
     return format == WeightFormat::int8 || format == WeightFormat::int4 ? in / group * block_bytes(format) : 2 * in;
   }
+  /// Writes an output's blocks, as set_blocks takes them.
+  void get_blocks(Index o, std::byte* block) const {
+    for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
+      std::memcpy(block, static_cast<const void*>(&scale(o, first)), 2);
+      std::byte* const numbers = block + 2;
+      for (Index i = 0; i < (format_ == WeightFormat::int8 ? group : group / 2); ++i) {
+        const int low = number(o, first + i);
+        numbers[i] = static_cast<std::byte>(
+            format_ == WeightFormat::int8 ? low - zero() : low | number(o, first + i + group / 2) << 4);
+      }
+    }
+  }
   /// A weight of rows as files have them, [out][row_bytes]; without loss. With groups, `in` is a multiple of 32.
   [[nodiscard]] static StoredWeight of_rows(WeightFormat format, Index out, Index in, const std::byte* rows) {
     StoredWeight weight(Unset{}, format, out, in);

@@ -51,6 +51,7 @@ class AttentionBackwardTasks {
     block_ = BackwardBlock<Q>::shape_of(n_, kernels);
     block_.slots = pass == BackwardPass::queries ? 1 : slab_keys_ / step_keys;
     block_.slopes = rules.slopes;
+    block_.capped = rules.forward.cap_scores != nullptr;
     row_blocks_ = ceil_div(n_.S, block_.panels * block_.panel);
   }
 

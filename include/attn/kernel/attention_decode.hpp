@@ -82,9 +82,9 @@ class DecodeTasks {
     load_queries(b, g, buffers.queries);
     const Kept kept = kept_keys(b, g, begin, end);
 
-    buffers.k.begin(problem_.k.at(b, g, 0));
+    buffers.k.begin(problem_.k.of_head(b, g));
     score(kept, begin, buffers);
-    buffers.v.begin(problem_.v.at(b, g, 0));
+    buffers.v.begin(problem_.v.of_head(b, g));
     for (Index t = begin; t < end; t += chunk_keys) {
       A* const partials = partials_of(b, g) + t / chunk_keys * partial();
       const Index from = std::max(kept.begin, t), to = std::min({kept.end, t + chunk_keys, end});
@@ -104,8 +104,10 @@ class DecodeTasks {
     const A* const first = partials_of(b, h / heads_);
     A* const weights = buffers.weights;  // of the chunks: their maxima are scores like any other
     for (Index c = 0; c < chunks_; ++c) weights[c] = first[c * partial() + r];
-    A row_max = masked_score<A>, row_sum = 0, unused = 0;
-    arithmetic_.softmax_line(weights, chunks_, row_max, unused);
+    const A sink = sink_of(problem_, h);
+    A row_max = sink, row_sum = sink > masked_score<A> ? A{1} : A{0};
+    A unused = 0;
+    row_sum *= arithmetic_.softmax_line(weights, chunks_, row_max, unused);
     for (Index c = 0; c < chunks_; c += joined_chunks) {
       A part = 0;
       for (Index i = c; i < std::min(c + joined_chunks, chunks_); ++i)
@@ -202,7 +204,7 @@ class DecodeTasks {
   void score(const Kept& kept, Index begin, Buffers& buffers) const {
     const bool copied = key_rows().copied;
     for (Index t = kept.begin; t < kept.end;) {
-      const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : kept.end;
+      const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : buffers.k.stretch_end(t, kept.end);
       const auto k = buffers.k.stored_rows(t, t, end);
       (copied ? arithmetic_.score_rows : kernels_.keys.score_rows)({.scores = buffers.scores + t - begin,
                                                                     .scores_row = scores_row(),
@@ -225,6 +227,7 @@ class DecodeTasks {
     row_max = masked_score<A>, row_sum = 0;
     if (from >= to) return;
     const Index keys = to - at.key;
+    if (rules_.cap_scores != nullptr) rules_.cap_scores(scores, nullptr, arithmetic_.padded(keys), rules_.cap);
     if (masked || rules_.has_score) rules_.line(rules_, scores, keys, at, masked);
     arithmetic_.softmax_line(scores, keys, row_max, row_sum);
     const A inverse = inverse_of(row_sum);

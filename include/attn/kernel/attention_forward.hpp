@@ -149,8 +149,8 @@ class AttentionTasks<Q>::Worker {
   void begin_head(Index head) {
     b_ = head / problem_.H, h_ = head % problem_.H;
     const Index g = h_ / (problem_.H / problem_.G);
-    k_.begin(problem_.k.at(b_, g, 0));
-    v_.begin(problem_.v.at(b_, g, 0));
+    k_.begin(problem_.k.of_head(b_, g));
+    v_.begin(problem_.v.of_head(b_, g));
   }
 
   /// A block of the head's queries.
@@ -192,6 +192,11 @@ class AttentionTasks<Q>::Worker {
                                             problem_.D);
     clear(row, chunk_);
     if (tasks_.is_chunked()) clear(row, total_);
+    if (const A sink = sink_of(problem_, h_);
+        sink > masked_score<A>) {  // a key with the value 0, seen before all others
+      std::fill_n(total_.row_max + row, panel_, sink);
+      std::fill_n(total_.row_sum + row, panel_, A{1});
+    }
   }
 
   /// Queries of the panel at `row`, also in vectors; keys of a block; elements of v in whole vectors.
@@ -220,6 +225,7 @@ class AttentionTasks<Q>::Worker {
                         .c_row = panel_,
                         .factor = tasks_.scale_},
              keys(block), count(row), ahead(k_, t, row));
+    if (rules_.cap_scores != nullptr) rules_.cap_scores(scores_, nullptr, keys(block) * panel_, rules_.cap);
     if (rest.masked || rules_.has_score)
       rules_.panel(rules_, scores_, keys(block), count(row), block.first, rest.masked);
     return true;

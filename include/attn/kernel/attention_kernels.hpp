@@ -1,9 +1,12 @@
 // Floor 2. The functions that an attention is computed with.
 #pragma once
 
+#include <algorithm>
+
 #include "../scratch.hpp"
 #include "arithmetic.hpp"
 #include "codec.hpp"
+#include "problem.hpp"
 #include "row_source.hpp"
 
 namespace attn::kernel {
@@ -20,6 +23,13 @@ struct AttentionKernels {
   const RowFormat<A>& values;
   Index ahead = 0;  ///< bytes that decoding prefetches
 };
+
+/// The score of a head's sink; the masked score where it has none.
+template <class Q>
+[[nodiscard]] AccumulatorOf<Q> sink_of(const AttentionProblem<Q>& problem, Index h) {
+  using A = AccumulatorOf<Q>;
+  return problem.sinks == nullptr ? masked_score<A> : std::max(static_cast<A>(problem.sinks[h]), masked_score<A>);
+}
 
 }  // namespace ATTN_UNIT_FLAGS
 }  // namespace attn::kernel

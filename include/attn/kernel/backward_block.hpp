@@ -48,6 +48,7 @@ class BackwardBlock {
     Index slots;   ///< steps of keys whose copies are kept
     A scale;       ///< what gradients are multiplied by
     SlopesPanel<A> slopes;
+    bool capped;  ///< whether gradients go through the cap of scores
   };
   static Shape shape_of(const AttentionProblem<Q>& n, const AttentionBackwardKernels<Q>& kernels) {
     const Index panel = kernels.forward.arithmetic.panel_columns();
@@ -55,7 +56,8 @@ class BackwardBlock {
             .panels = std::min(std::max<Index>(1, max_rows / panel), ceil_div(n.S, panel)),
             .slots = 1,
             .scale = n.scale,
-            .slopes = nullptr};
+            .slopes = nullptr,
+            .capped = false};
   }
   BackwardBlock(const AttentionBackwardProblem<Q>& problem, const Rules<A>& rules,
                 const AttentionBackwardKernels<Q>& kernels, const Shape& shape, Scratch& scratch)
@@ -72,6 +74,7 @@ class BackwardBlock {
         scores_(scratch.take<A>(step_keys * shape.panel)),
         of_weights_(scratch.take<A>(step_keys * shape.panel)),
         slopes_(scratch.take<A>(shape.slopes != nullptr ? step_keys * shape.panel : 0)),
+        cap_slopes_(scratch.take<A>(shape.capped ? step_keys * shape.panel : 0)),
         factors_(scratch.take<A>(n_.dropout.active() ? step_keys * shape.panel : 0)),
         output_buffer_(scratch.take<A>(shape.panel * padded_stride(n_.Dv))),
         factor_of_scores_(scratch.take<A>(shape.panel)),
@@ -92,8 +95,8 @@ class BackwardBlock {
   void begin_head(Index batch, Index head) {
     b = batch, h = head;
     const Index g = head / (n_.H / n_.G);
-    k.begin(n_.k.at(b, g, 0));
-    v.begin(n_.v.at(b, g, 0));
+    k.begin(n_.k.of_head(b, g));
+    v.begin(n_.v.of_head(b, g));
     std::fill_n(factor_of_scores_, shape_.panel, n_.scale);
     std::fill_n(factor_of_weights_, shape_.panel, shape_.scale);
   }
@@ -129,10 +132,14 @@ class BackwardBlock {
     multiply_keys(scores_, k.rows(t, seen.first, seen.end), queries_ + at * n_.D, n_.D, factor_of_scores_, seen, at);
     multiply_keys(of_weights_, v.rows(t, seen.first, seen.end), outputs_ + at * n_.Dv, n_.Dv, factor_of_weights_, seen,
                   at);
+    const Index scores = seen.keys() * shape_.panel;
+    if (rules_.cap_scores != nullptr)
+      rules_.cap_scores(scores_, shape_.capped ? cap_slopes_ : nullptr, scores, rules_.cap);
     if (shape_.slopes != nullptr)
       shape_.slopes(rules_, scores_, slopes_, seen.keys(), count(at), first, rest.masked);
     else if (rest.masked || rules_.has_score)
       rules_.panel(rules_, scores_, seen.keys(), count(at), first, rest.masked);
+    for (Index i = 0; i < scores && shape_.slopes != nullptr && shape_.capped; ++i) slopes_[i] *= cap_slopes_[i];
     const Index vectors = ceil_div(count(at), arithmetic_.lanes);
     if (n_.dropout.active())
       for_dropout_factors(arithmetic_, seen.keys(), vectors * arithmetic_.lanes, n_.dropout, first, n_.H,
@@ -142,7 +149,9 @@ class BackwardBlock {
     const Index to = (seen.first - t) * row + at;
     kernels_.gradients.score_gradients({.scores = scores_,
                                         .of_weights = of_weights_,
-                                        .slopes = shape_.slopes != nullptr ? slopes_ : nullptr,
+                                        .slopes = shape_.slopes != nullptr ? slopes_
+                                                  : shape_.capped          ? cap_slopes_
+                                                                           : nullptr,
                                         .factors = n_.dropout.active() ? factors_ : nullptr,
                                         .shift = shift_ + at,
                                         .delta = delta_ + at,
@@ -209,7 +218,7 @@ class BackwardBlock {
   A *queries_, *outputs_;                     // [panel][D][query], [panel][Dv][query]: q and dO
   A *shift_, *delta_;                         // of each query
   A *scores_, *of_weights_;                   // of one panel, [key][query]
-  A *slopes_, *factors_;                      // the same, where needed
+  A *slopes_, *cap_slopes_, *factors_;        // the same, where needed
   A* output_buffer_;                          // outputs of a panel
   A *factor_of_scores_, *factor_of_weights_;  // for each query of a panel
 

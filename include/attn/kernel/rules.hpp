@@ -10,6 +10,10 @@
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
+/// Caps n scores, in whole vectors, at +-cap; writes their derivatives where `slopes` is not null.
+template <class A>
+using CapScores = void (*)(A* scores, A* slopes, Index n, A cap);
+
 /// A mask and a score function as three functions, called once per block of scores. Only these are compiled for each
 /// type of mask and score function; inside them a user's callable is inlined and vectorised.
 template <class A>
@@ -22,6 +26,8 @@ struct Rules {
   /// The same for scores[key] of one query.
   void (*line)(const Rules&, A* scores, Index keys, Position first, bool masked);
   bool has_score;  ///< whether there is a score function, so that blocks kept in full pass through these functions too
+  CapScores<A> cap_scores = nullptr;  ///< what is done to scores before these functions, if anything
+  A cap = 0;
 };
 
 /// Does what Rules::panel does, and writes the derivative of each score that is kept.

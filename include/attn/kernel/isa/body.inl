@@ -9,6 +9,7 @@
 #include "softmax.inl"
 #include "scores.inl"
 #include "rules.inl"
+#include "softcap.inl"
 #include "dropout.inl"
 #include "gradients.inl"
 #include "weights.inl"

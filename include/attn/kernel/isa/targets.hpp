@@ -121,6 +121,16 @@ template <class W>
   return baseline::pair_reader;
 }
 
+/// The cap on scores: apart from the tables, so that programs without one do not compile it.
+template <class A>
+[[nodiscard]] CapScores<A> cap_scores_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::cap_scores<A>;
+  if (isa == Isa::avx2) return avx2::cap_scores<A>;
+#endif
+  return baseline::cap_scores<A>;
+}
+
 /// The softmax of a row: apart from the tables, which would compile it for every program.
 template <class Storage>
 [[nodiscard]] auto softmax_row_of([[maybe_unused]] Isa isa)
@@ -153,7 +163,24 @@ template <class A, class M, class F>
   return rules;
 }
 
+/// Rules without a score function, and a cap before them: no mask is compiled once more for it.
+template <class A>
+[[nodiscard]] Rules<A> with_cap(Rules<A> rules, Isa isa, A cap) {
+  rules.cap_scores = cap_scores_of<A>(isa);
+  rules.cap = cap;
+  return rules;
+}
+inline constexpr NoScore no_score{};
+template <class A, class M>
+[[nodiscard]] Rules<A> rules_of(Isa isa, const M& mask, const SoftCap& score) {
+  return with_cap(rules_of<A>(isa, mask, no_score), isa, static_cast<A>(score.cap()));
+}
+
 /// The same for a backward pass.
+template <class A, class M>
+[[nodiscard]] GradientRules<A> gradient_rules_of(Isa isa, const M& mask, const SoftCap& score) {
+  return {.forward = rules_of<A>(isa, mask, score), .slopes = nullptr, .bias_slopes = nullptr};
+}
 template <class A, class M, class F>
 [[nodiscard]] GradientRules<A> gradient_rules_of([[maybe_unused]] Isa isa, const M& mask, const F& score) {
   GradientRules<A> rules{.forward = rules_of<A>(isa, mask, score), .slopes = nullptr, .bias_slopes = nullptr};
