@@ -26,8 +26,8 @@ enum class PieceKind : std::uint8_t { normal = 1, unknown = 2, control = 3, user
 struct SentencePieceVocabulary {
   std::span<const std::string_view> pieces{};
   std::span<const float> scores{};  ///< of each piece; the largest merges first
-  std::span<const PieceKind>
-      kinds;  ///< of each piece; none: those that read "<0x00>" to "<0xFF>" are bytes, all others normal
+  /// Of each piece. None: those that read "<0x00>" to "<0xFF>" are bytes, all others normal.
+  std::span<const PieceKind> kinds{};
   std::string_view space = " ";                ///< how pieces write a space: "\u2581" in SentencePiece's own files
   TokenId begin_of_text = 1, end_of_text = 2;  ///< -1: there is none
   bool add_begin = true;                       ///< encode() puts begin_of_text first
