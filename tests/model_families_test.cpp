@@ -31,9 +31,11 @@ class ModelFamily : public testing::TestWithParam<const char*> {
 
   /// A part of the case: "layers.N.", or "prefix.N." for the first tokens alone.
   [[nodiscard]] Tensor<double, 3> expected(const std::string& part) const { return case_.read<double, 3>(part + "y"); }
-  /// Twice PyTorch's own error in float32, the worst of several orders of summation.
+  /// Twice PyTorch's own error in float32, the worst of several orders of summation; where that is next to nothing, some ulp
+  /// of the largest output.
   [[nodiscard]] double bar(const std::string& part) const {
-    return 2 * case_.read<double, 0>(part + "reordered_float32_error")();
+    return std::max(2 * case_.read<double, 0>(part + "reordered_float32_error")(),
+                    4 * attn_test::float_epsilon * attn_test::largest(expected(part)));
   }
 };
 

@@ -124,7 +124,7 @@ class HuggingFaceConfig {
                                "partial_rotary_factor", "no_rope_layers", "no_rope_layer_interval", "layer_types",
                                // not of the attention:
                                "lm_head_bias", "final_logit_softcapping", "logits_scaling", "embedding_multiplier",
-                               "residual_multiplier", "rope_interleaved"};
+                               "residual_multiplier", "full_attn_mod", "rope_interleaved"};
     constexpr std::array parts{"attention", "attn", "rope", "rotary",        "window",      "head",  "qk_",
                                "softcap",   "sink", "clip", "bidirectional", "layer_types", "alibi", "position"};
     for (const auto& [name, value] : json_.items()) {
@@ -135,6 +135,7 @@ class HuggingFaceConfig {
                 "config.json, expected no features of attention but those of ", std::string_view(type_), ", got ",
                 std::string_view(name));
     }
+    require(number<Index>("full_attn_mod", Index{1}) == 1, fn, "config.json, full_attn_mod, expected 1");
     require(!flag("rope_interleaved"), fn, "config.json, rope_interleaved, expected false");
     const bool caps = type_ == "gemma2" || type_ == "gemma3_text";
     require(caps || !has("attn_logit_softcapping"), fn, "config.json, attn_logit_softcapping, expected none in ",
