@@ -1,7 +1,7 @@
 // Tokenizers of any vocabulary over any text: what is encoded comes back to the byte, or is refused with attn::Error.
 //
-// An input is a byte of choices; then pieces, each with a byte for its length and kind and one for its score; a piece of length
-// 0 ends them; the rest is the text.
+// An input is a byte of choices; then pieces, each with a byte for its length and kind and one for its score; a piece
+// of length 0 ends them; the rest is the text.
 #include <attn/io/tokenizer.hpp>
 
 #include <algorithm>
