@@ -36,7 +36,8 @@ Bytes counting(std::initializer_list<std::uint16_t> halves, std::size_t bytes) {
   return block;
 }
 
-// ---- By hand ----------------------------------------------------------------------------------------------------------
+// ---- By hand
+// ----------------------------------------------------------------------------------------------------------
 
 TEST(GgufBlocks, OfQ4_0CountFromMinusEight) {
   Bytes block = counting({half_two}, 0);
@@ -152,7 +153,8 @@ TEST(GgufBlocks, OfMxfp4AreSmallFloatsTimesAPowerOfTwo) {
   EXPECT_TRUE(std::isnan(read(GgufType::mxfp4, nan, 32)[3]));
 }
 
-// ---- Random blocks against the formula, a number at a time, in double -------------------------------------------------
+// ---- Random blocks against the formula, a number at a time, in double
+// -------------------------------------------------
 
 double half_at(const Bytes& b, std::size_t at) {
   const unsigned bits = std::to_integer<unsigned>(b[at]) | std::to_integer<unsigned>(b[at + 1]) << 8;

@@ -65,7 +65,8 @@ Bytes with_info(const TensorInfo& info, std::size_t data = 64) {
 }
 constexpr std::int64_t huge = std::numeric_limits<std::int64_t>::max();
 
-// ---- What a file holds ------------------------------------------------------------------------------------------------
+// ---- What a file holds
+// ------------------------------------------------------------------------------------------------
 
 TEST(Gguf, ReadsVersionsTwoAndThree) {
   for (const std::uint32_t version : {2U, 3U}) {
@@ -274,7 +275,8 @@ TEST(Gguf, MapsAFileAndOutlivesItsCopies) {
   expect_error([&] { GgufFile{path}; }, {"expected a file that exists"});
 }
 
-// ---- What broke other parsers -----------------------------------------------------------------------------------------
+// ---- What broke other parsers
+// -----------------------------------------------------------------------------------------
 
 TEST(GgufRefuses, AFileThatEndsAnywhere) {
   const Bytes whole = small().bytes();

@@ -61,7 +61,8 @@ inline void add_tokenizer(Writer& writer, const std::filesystem::path& path) {
   writer.add("tokenizer.ggml.bos_token_id", std::uint32_t{1}).add("tokenizer.ggml.eos_token_id", std::uint32_t{2});
 }
 
-/// Norms stay F32. A llama2.c checkpoint has its queries and keys in the order of interleaved pairs, as GGUF's Llamas have.
+/// Norms stay F32. A llama2.c checkpoint has its queries and keys in the order of interleaved pairs, as GGUF's Llamas
+/// have.
 inline Bytes llama2c_to_gguf(const std::filesystem::path& checkpoint, const std::filesystem::path& tokenizer,
                              GgufType type) {
   const attn::examples::Llama model = attn::examples::load_checkpoint(checkpoint);

@@ -24,7 +24,8 @@ using attn::WordRule;
 using attn_test::expect_error;
 using Ids = std::vector<TokenId>;
 
-// ---- Vocabularies -----------------------------------------------------------------------------------------------------
+// ---- Vocabularies
+// -----------------------------------------------------------------------------------------------------
 
 /// Strings, and views of them that vocabularies take.
 struct Texts {
@@ -110,7 +111,8 @@ std::string random_text(std::mt19937& words, std::size_t longest, std::string_vi
   return text;
 }
 
-// ---- SentencePiece ----------------------------------------------------------------------------------------------------
+// ---- SentencePiece
+// ----------------------------------------------------------------------------------------------------
 
 TEST(SentencePiece, MergesTheBestScoreFirst) {
   Pieces pieces({" ", "a", "b", "ab", "bb", "abb"});
@@ -263,7 +265,8 @@ TEST(SentencePiece, RefusesTokensOutsideItsVocabulary) {
   }
 }
 
-// ---- Words ------------------------------------------------------------------------------------------------------------
+// ---- Words
+// ------------------------------------------------------------------------------------------------------------
 
 std::vector<std::string_view> words_of(WordRule rule, std::string_view text) {
   std::vector<std::string_view> words;
@@ -336,7 +339,8 @@ TEST(CharClass, TellsCodePointsApart) {
   EXPECT_EQ(class_of(0x10FFFF), CharClass::other);
 }
 
-// ---- Byte pairs -------------------------------------------------------------------------------------------------------
+// ---- Byte pairs
+// -------------------------------------------------------------------------------------------------------
 
 TEST(BytePair, HasTheCharactersThatStandForBytes) {
   EXPECT_EQ(attn::detail::byte_characters['A'], 'A');
@@ -489,9 +493,11 @@ TEST(BytePair, RefusesBytesThatItsVocabularyLacks) {
                {"[attn::BytePairTokenizer::decode]", "expected 0 to 2, got 3"});
 }
 
-// ---- Long texts -------------------------------------------------------------------------------------------------------
+// ---- Long texts
+// -------------------------------------------------------------------------------------------------------
 
-/// Texts that a quadratic algorithm would take minutes for, in any order of merges. Half a second each, on a slow machine.
+/// Texts that a quadratic algorithm would take minutes for, in any order of merges. Half a second each, on a slow
+/// machine.
 TEST(Tokenizers, ReadAMegabyteInTimeThatGrowsWithIt) {
   const std::size_t length = 1 << 20;
   std::vector<std::string> texts{std::string(length, 'a'), std::string(length, ' '), std::string(length, '\n'),

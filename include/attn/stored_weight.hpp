@@ -9,7 +9,6 @@
 #include <cstring>
 #include <span>
 #include <string_view>
-#include <type_traits>
 
 #include "kernel/weights.hpp"
 #include "math.hpp"
@@ -210,6 +209,7 @@ class StoredWeight {
 
   /// Outputs that are loaded side by side: what they write fills cache lines, and few enough rows are read at once.
   static constexpr Index strip = 16;
+  static constexpr Index four = 4;  // words of a vector
 
   void load_panel(Index panel, const std::byte* rows) {
     const Index first = panel * width, outputs = std::min(width, out_ - first), row = row_bytes(format_, in_);
@@ -217,12 +217,10 @@ class StoredWeight {
     for (Index o = 0; o < outputs; o += strip) {
       const std::byte* const from = rows + (first + o) * row;
       const Index n = std::min(strip, outputs - o);
-      if (!grouped())
-        load_numbers(first + o, n, from);
-      else if (n == strip)
-        load_groups(first + o, std::integral_constant<Index, strip>(), from);
-      else
+      if (grouped())
         load_groups(first + o, n, from);
+      else
+        load_numbers(first + o, n, from);
     }
   }
   void clear_panel(Index panel) {
@@ -231,8 +229,7 @@ class StoredWeight {
     if (grouped()) std::fill_n(scales_.begin() + panel * (elements / group), elements / group, Eigen::half(0));
   }
   /// Loads the blocks of n outputs of a panel, whose rows follow each other.
-  template <class Count>
-  void load_groups(Index first, Count n, const std::byte* rows) {
+  void load_groups(Index first, Index n, const std::byte* rows) {
     const Index row = row_bytes(format_, in_), block = block_bytes(format_), words = bits();
     const auto [at, shift] = where(first, 0);
     std::byte* to = values_.data() + at;
@@ -246,15 +243,33 @@ class StoredWeight {
     }
   }
   /// Signed bytes become bytes from 0: their highest bit turns round. Words are those of the file.
-  template <class Count>
-  static void load_group_of_8(std::byte* to, Count n, const std::byte* rows, Index row) {
-    for (Index word = 0; word < 8; ++word)
-      for (Index o = 0; o < n; ++o)
-        set_word(to + (word * width + o) * 4, word_at(rows + o * row + word * 4) ^ 0x80808080U);
+  static void load_group_of_8(std::byte* to, Index n, const std::byte* rows, Index row) {
+    for (Index word = 0; word < 8; word += four) {
+      Index o = 0;
+      for (; o + four <= n; o += four) load_four_by_four(to + (word * width + o) * 4, rows + o * row + word * 4, row);
+      for (; o < n; ++o)
+        for (Index w = word; w < word + four; ++w)
+          set_word(to + (w * width + o) * 4, word_at(rows + o * row + w * 4) ^ 0x80808080U);
+    }
+  }
+  /// Four words of four rows, transposed in registers.
+  static void load_four_by_four(std::byte* to, const std::byte* rows, Index row) {
+    using Words [[gnu::vector_size(16)]] = std::uint32_t;
+    const auto words = [&](Index i) {
+      Words four_words;
+      std::memcpy(&four_words, rows + i * row, sizeof four_words);
+      return four_words ^ 0x80808080U;
+    };
+    const Words a = words(0), b = words(1), c = words(2), d = words(3);
+    const Words ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Words ab_end = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_end = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Words columns[] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                             __builtin_shufflevector(ab_end, cd_end, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab_end, cd_end, 2, 3, 6, 7)};
+    for (Index w = 0; w < four; ++w) std::memcpy(to + w * width * 4, &columns[w], sizeof columns[w]);
   }
   /// The file has inputs j and j + 16 in byte j; a word here has eight inputs that follow each other.
-  template <class Count>
-  static void load_group_of_4(std::byte* to, Count n, const std::byte* rows, Index row) {
+  static void load_group_of_4(std::byte* to, Index n, const std::byte* rows, Index row) {
     constexpr std::uint32_t low = 0x0F0F0F0FU;
     for (Index o = 0; o < n; ++o)
       for (Index pair = 0; pair < 2; ++pair) {

@@ -1,15 +1,15 @@
 // Tokenizers of any vocabulary over any text: what is encoded comes back to the byte, or is refused with attn::Error.
 //
-// An input is a byte of choices; then pieces, each with a byte for its length and kind and one for its score; a piece of length
-// 0 ends them; the rest is the text.
+// An input is a byte of choices; then pieces, each with a byte for its length and kind and one for its score; a piece
+// of length 0 ends them; the rest is the text.
 #include <attn/io/tokenizer.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 namespace {
@@ -107,17 +107,17 @@ void byte_pairs(const Input& input) {
   const std::vector<bool> present = bytes_in(input);
   for (unsigned byte = 0; byte < 256; ++byte)
     if (present[byte]) tokens.push_back(characters(std::string(1, static_cast<char>(byte))));
+  std::unordered_set<std::string> all(tokens.begin(), tokens.end());
   std::vector<TokenId> special;
   for (std::size_t i = 0; i < input.pieces.size(); ++i) {
     const std::string& piece = input.pieces[i];
     if (input.kinds[i] == PieceKind::control) special.push_back(static_cast<TokenId>(tokens.size()));
     tokens.push_back(input.kinds[i] == PieceKind::control ? piece : characters(piece));
+    if (input.kinds[i] == PieceKind::normal) all.insert(tokens.back());
     if (input.kinds[i] != PieceKind::normal || piece.size() < 2) continue;
     const std::size_t cut = 1 + static_cast<std::size_t>(input.scores[i] + 128) % (piece.size() - 1);
     const std::string left = characters(piece.substr(0, cut)), right = characters(piece.substr(cut));
-    const auto known = [&](const std::string& text) {
-      return std::find(tokens.begin(), tokens.end(), text) != tokens.end();
-    };
+    const auto known = [&](const std::string& text) { return all.contains(text); };
     if ((known(left) && known(right)) || (input.choices & 64U) != 0) merges.push_back(left + ' ' + right);
   }
   const std::vector<std::string_view> token_views(tokens.begin(), tokens.end()),

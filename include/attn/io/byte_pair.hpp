@@ -65,14 +65,14 @@ struct BytePairVocabulary {
   bool add_begin = false;                        ///< encode() puts begin_of_text first
 };
 
-/// Text to tokens and back. A text is cut at special tokens, then into words; in a word, its bytes merge by rank. Any bytes
-/// are a text, UTF-8 or not. For n bytes of text it takes n log n steps.
-/// Source: Sennrich et al., "Neural machine translation of rare words with subword units", 2016; Radford et al., "Language
-/// models are unsupervised multitask learners", 2019.
+/// Text to tokens and back. A text is cut at special tokens, then into words; in a word, its bytes merge by rank. Any
+/// bytes are a text, UTF-8 or not. For n bytes of text it takes n log n steps.
+/// Source: Sennrich et al., "Neural machine translation of rare words with subword units", 2016; Radford et al.,
+/// "Language models are unsupervised multitask learners", 2019.
 class BytePairTokenizer {
  public:
-  /// Errors: no tokens, ids outside of the vocabulary, a merge that is not two tokens with a space between, or whose tokens or
-  /// result the vocabulary lacks.
+  /// Errors: no tokens, ids outside of the vocabulary, a merge that is not two tokens with a space between, or whose
+  /// tokens or result the vocabulary lacks.
   explicit BytePairTokenizer(const BytePairVocabulary& from)
       : tokens_(fn, from.tokens.size()),
         words_(from.words),

@@ -35,12 +35,12 @@ struct GgufTensor {
   std::span<const std::byte> bytes;  ///< valid as long as the file is
 };
 
-/// A GGUF file of version 2 or 3. It is mapped, or lies in memory of the caller's; tensors and arrays are read when they are
-/// asked for. Copies share the mapping.
+/// A GGUF file of version 2 or 3. It is mapped, or lies in memory of the caller's; tensors and arrays are read when
+/// they are asked for. Copies share the mapping.
 ///
-/// The constructor checks the whole structure, and takes memory for what it finds, 8 bytes a key and some 80 a tensor: never
-/// for a count that the file only claims. A mapped file must not change while it is used: one that has become shorter is refused, where that
-/// is noticed in time.
+/// The constructor checks the whole structure, and takes memory for what it finds, 8 bytes a key and some 80 a tensor:
+/// never for a count that the file only claims. A mapped file must not change while it is used: one that has become
+/// shorter is refused, where that is noticed in time.
 /// Source: ggml, docs/gguf.md.
 class GgufFile {
  public:
@@ -115,8 +115,8 @@ class GgufFile {
   /// Errors: a name that is not there, a file that has become shorter.
   [[nodiscard]] GgufTensor tensor(std::string_view name) const { return tensor("GgufFile::tensor", name); }
 
-  /// The numbers of a tensor, converted: quantised ones of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL and MXFP4
-  /// are multiplied out in float; all are rounded to T to nearest.
+  /// The numbers of a tensor, converted: quantised ones of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL and
+  /// MXFP4 are multiplied out in float; all are rounded to T to nearest.
   /// Errors: a name that is not there, another rank, a type that is not read.
   template <Scalar T, int Rank>
   [[nodiscard]] Tensor<T, Rank> read(std::string_view name) const {

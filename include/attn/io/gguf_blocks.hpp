@@ -114,8 +114,8 @@ struct ScaleAndMinimum {
     scale = static_cast<float>(s), minimum = static_cast<float>(m);
   }
 };
-/// {half d, half dmin, 12 bytes of scales, 128 bytes}: d sc n - dmin m. 32 bytes hold one group in their lower nibbles and
-/// the next in their upper ones.
+/// {half d, half dmin, 12 bytes of scales, 128 bytes}: d sc n - dmin m. 32 bytes hold one group in their lower nibbles
+/// and the next in their upper ones.
 inline void dequantise_q4_k(const std::byte* block, float* to) {
   const float d = gguf_half(block), d_minimum = gguf_half(block + 2);
   for (int group = 0; group < 8; ++group) {
@@ -127,7 +127,8 @@ inline void dequantise_q4_k(const std::byte* block, float* to) {
       to[group * 32 + j] = scale * static_cast<float>(byte_at(numbers, j) >> shift & 15) - minimum;
   }
 }
-/// {half d, half dmin, 12 bytes of scales, 32 bytes of fifth bits, 128 bytes}: as Q4_K; bit g of byte j belongs to group g.
+/// {half d, half dmin, 12 bytes of scales, 32 bytes of fifth bits, 128 bytes}: as Q4_K; bit g of byte j belongs to
+/// group g.
 inline void dequantise_q5_k(const std::byte* block, float* to) {
   const float d = gguf_half(block), d_minimum = gguf_half(block + 2);
   for (int group = 0; group < 8; ++group) {
@@ -141,8 +142,9 @@ inline void dequantise_q5_k(const std::byte* block, float* to) {
     }
   }
 }
-/// {128 bytes of lower bits, 64 bytes of upper ones, 16 signed scales, half d}: d sc (n - 32). Half a block is 64 lower and
-/// 32 upper bytes: its four groups of 32 are the lower, then the upper nibbles, and two upper bits each from low to high.
+/// {128 bytes of lower bits, 64 bytes of upper ones, 16 signed scales, half d}: d sc (n - 32). Half a block is 64 lower
+/// and 32 upper bytes: its four groups of 32 are the lower, then the upper nibbles, and two upper bits each from low to
+/// high.
 inline void dequantise_q6_k(const std::byte* block, float* to) {
   const float d = gguf_half(block + 208);
   for (int group = 0; group < 8; ++group) {

@@ -12,7 +12,8 @@
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 
-/// Sets the weight of a layer to a tensor [out,in] of a file, in as many bits as the file has where attn computes with them:
+/// Sets the weight of a layer to a tensor [out,in] of a file, in as many bits as the file has where attn computes with
+/// them:
 ///
 /// | in the file | in the layer |
 /// |---|---|
@@ -21,8 +22,10 @@ inline namespace ATTN_EIGEN_ABI {
 /// | Q8_0, Q4_0 | int8, int4 |
 /// | other quantised types | native, multiplied out |
 ///
-/// Nothing but the conversion to the layer's type is lost. A layer that is to be trained: store_weights(WeightFormat::native).
-/// Errors: a name that is not there, a shape that is not the layer's, a type that is not read. The layer is then as it was.
+/// Nothing but the conversion to the layer's type is lost. A layer that is to be trained:
+/// store_weights(WeightFormat::native).
+/// Errors: a name that is not there, a shape that is not the layer's, a type that is not read. The layer is then as it
+/// was.
 template <Scalar T>
 void load_weight(Linear<T>& linear, const GgufFile& file, std::string_view name) {
   constexpr auto fn = "load_weight";

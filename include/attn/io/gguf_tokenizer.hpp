@@ -103,8 +103,8 @@ inline namespace ATTN_EIGEN_ABI {
                               .add_space = file.get_or<bool>("tokenizer.ggml.add_space_prefix", true)});
 }
 
-/// The tokenizer of a file whose tokenizer.ggml.model is "gpt2": byte-level byte pairs. tokenizer.ggml.pre says how a text is
-/// cut. Control and user-defined tokens are special.
+/// The tokenizer of a file whose tokenizer.ggml.model is "gpt2": byte-level byte pairs. tokenizer.ggml.pre says how a
+/// text is cut. Control and user-defined tokens are special.
 /// Errors: another model, an unknown way of cutting, missing lists, what BytePairTokenizer refuses.
 [[nodiscard]] inline BytePairTokenizer byte_pair_tokenizer(const GgufFile& file) {
   constexpr auto fn = "byte_pair_tokenizer", key = "tokenizer.ggml.pre";

@@ -20,8 +20,8 @@ enum class WordRule : std::uint8_t {
   llama3,
   /// As llama3, with every digit a word of its own: Qwen 2 and 3.
   qwen2,
-  /// GPT-4o, gpt-oss, Llama 4: as llama3, but words also end before upper case that follows lower case, and contractions
-  /// stay with their word.
+  /// GPT-4o, gpt-oss, Llama 4: as llama3, but words also end before upper case that follows lower case, and
+  /// contractions stay with their word.
   gpt4o,
 };
 
@@ -154,7 +154,8 @@ class WordCutter {
     return end_of_run(end, [&](const Char& c) { return is_line_end(c) || (with_slash && c.point == '/'); });
   }
 
-  /// Spaces up to their last line end, with the newer rules; else all but the last, which goes with what follows; else one.
+  /// Spaces up to their last line end, with the newer rules; else all but the last, which goes with what follows; else
+  /// one.
   [[nodiscard]] std::size_t end_of_spaces(std::size_t at) const {
     std::size_t end = at, last = at, after_line = none;
     for (Char c = at_char(end); c.size > 0 && c.kind == CharClass::space; c = at_char(end)) {

@@ -34,10 +34,10 @@ struct SentencePieceVocabulary {
   bool add_space = true;                       ///< a text is read as if a space stood before it
 };
 
-/// Text to tokens and back. A text is cut into its characters, and neighbours that are a piece together merge, the piece with
-/// the best score first. What is no piece then becomes the bytes it consists of. A vocabulary of characters needs no
-/// byte pieces, but then refuses what it lacks. Any bytes are a text: those that are not UTF-8 become byte pieces.
-/// For n bytes of text and pieces of bounded length it takes n log n steps.
+/// Text to tokens and back. A text is cut into its characters, and neighbours that are a piece together merge, the
+/// piece with the best score first. What is no piece then becomes the bytes it consists of. A vocabulary of characters
+/// needs no byte pieces, but then refuses what it lacks. Any bytes are a text: those that are not UTF-8 become byte
+/// pieces. For n bytes of text and pieces of bounded length it takes n log n steps.
 /// Source: Kudo and Richardson, "SentencePiece", 2018; llama2.c.
 class SentencePieceTokenizer {
  public:
@@ -77,8 +77,8 @@ class SentencePieceTokenizer {
     return pieces_[id];
   }
 
-  /// The tokens of a text. User-defined pieces are taken whole wherever they come; control pieces are special tokens. The
-  /// space before a text is left out where it begins with one of either.
+  /// The tokens of a text. User-defined pieces are taken whole wherever they come; control pieces are special tokens.
+  /// The space before a text is left out where it begins with one of either.
   /// Errors: a character that is neither a piece nor bytes that are; 2^31 bytes or more.
   [[nodiscard]] std::vector<TokenId> encode(std::string_view text, SpecialTokens special = SpecialTokens::keep) const {
     constexpr auto function = "SentencePieceTokenizer::encode";
@@ -177,7 +177,8 @@ class SentencePieceTokenizer {
         encode_bytes(plain.substr(parts[i].begin, parts[i].end - parts[i].begin), tokens);
     }
   }
-  /// One part for each character, in llama2.c's way: a byte that begins one takes those that continue it, up to four in all.
+  /// One part for each character, in llama2.c's way: a byte that begins one takes those that continue it, up to four in
+  /// all.
   [[nodiscard]] std::vector<detail::MergePart> characters_of(std::string_view text) const {
     std::vector<detail::MergePart> parts;
     const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };

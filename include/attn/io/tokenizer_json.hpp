@@ -211,9 +211,9 @@ class TokenizerJson {
 
 namespace attn {
 
-/// The tokenizer in the text of a tokenizer.json: BPE over bytes, cut by one of the expressions of GPT-2, Llama 3, Qwen 2 or
-/// GPT-4o. The file does not say which token ends a text. Where its normalizer is NFC, texts are expected to be in that form.
-/// Memory in proportion to the text, some ten times as much.
+/// The tokenizer in the text of a tokenizer.json: BPE over bytes, cut by one of the expressions of GPT-2, Llama 3, Qwen
+/// 2 or GPT-4o. The file does not say which token ends a text. Where its normalizer is NFC, texts are expected to be in
+/// that form. Memory in proportion to the text, some ten times as much.
 /// Errors: no JSON, and by name whatever a file asks for that is none of this.
 [[nodiscard]] inline BytePairTokenizer tokenizer_from_json(std::string_view text, TokenId end_of_text = -1) {
   constexpr auto fn = "tokenizer_from_json";

@@ -19,8 +19,8 @@ namespace attn {
 /// A piece's number in a vocabulary.
 using TokenId = std::int32_t;
 
-/// What becomes of special tokens. Encoding: a text that spells one is that token, or text like any other. Decoding: they
-/// are spelled out, or left out.
+/// What becomes of special tokens. Encoding: a text that spells one is that token, or text like any other. Decoding:
+/// they are spelled out, or left out.
 enum class SpecialTokens : std::uint8_t { keep, drop };
 
 }  // namespace attn
@@ -156,8 +156,8 @@ inline void link_parts(std::vector<MergePart>& parts) {
   }
 }
 
-/// Merges neighbours, the pair with the smallest key first, of equals the leftmost, until none is left. `into(left, right)`
-/// tells what two parts become. Each merge asks about two new pairs: n log n steps for n parts.
+/// Merges neighbours, the pair with the smallest key first, of equals the leftmost, until none is left. `into(left,
+/// right)` tells what two parts become. Each merge asks about two new pairs: n log n steps for n parts.
 template <class Key, class Into>
 void merge_parts(std::vector<MergePart>& parts, const Into& into) {
   struct Candidate {
