@@ -5,9 +5,17 @@
 
 #include <attn/io/gguf.hpp>
 #include <attn/io/gguf_linear.hpp>
+#include <attn/io/gguf_tokenizer.hpp>
+#if __has_include(<nlohmann/json.hpp>)
+#include <attn/io/hugging_face.hpp>
+#include <attn/io/tokenizer_json.hpp>
+#endif
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
+#include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -81,6 +89,85 @@ namespace attn::examples {
   }
   load_weight(model.final_norm, file, "output_norm.weight");
   load_weight(model.output, file, file.contains("output.weight") ? "output.weight" : "token_embd.weight");
+  return model;
+}
+
+#if __has_include(<nlohmann/json.hpp>)
+
+/// The model in a folder of Hugging Face. Errors: files that are missing, a model whose blocks are not Llama's, tensors that are
+/// missing or of another shape.
+[[nodiscard]] inline Llama load_hugging_face(const HuggingFaceFolder& folder) {
+  constexpr std::array<std::string_view, 5> known{"llama", "mistral", "qwen2", "qwen3", "smollm3"};
+  if (std::find(known.begin(), known.end(), folder.model_type()) == known.end())
+    fail("load_hugging_face",
+         "model_type, expected llama, mistral, qwen2, qwen3 or smollm3, whose blocks are Llama's, got ",
+         folder.model_type());
+  LlamaConfig c;
+  c.hidden_size = folder.size("hidden_size"), c.feed_forward_size = folder.size("intermediate_size");
+  c.layers = folder.layers(), c.max_length = folder.size("max_position_embeddings");
+  c.vocabulary = folder.size("vocab_size"), c.norm_epsilon = folder.number("rms_norm_eps");
+  c.rotary = RotaryLayout::half_split;
+  for (Index l = 0; l < c.layers; ++l) {
+    c.attention.push_back(folder.attention_config(l));
+    c.attention.back().max_length = c.max_length;
+  }
+  c.heads = c.attention.front().num_attention_heads, c.key_value_heads = c.attention.front().num_key_value_heads;
+
+  Llama model(c);
+  const std::string& prefix = folder.prefix();
+  const auto load_norm = [&](RmsNorm<float>& norm, const std::string& name) {
+    norm.set_weight(folder.read<float, 1>(prefix + name + ".weight"));
+  };
+  model.embedding = folder.read<float, 2>(prefix + "embed_tokens.weight");
+  for (Index l = 0; l < c.layers; ++l) {
+    LlamaLayer& layer = model.layers[static_cast<std::size_t>(l)];
+    const std::string block = "layers." + std::to_string(l) + '.';
+    const auto load = [&](Linear<float>& linear, const std::string& name) {
+      linear.set_weight(folder.read<float, 2>(prefix + block + "mlp." + name + "_proj.weight"));
+    };
+    load_norm(layer.attention_norm, block + "input_layernorm");
+    folder.load_attention(l, layer.attention);
+    load_norm(layer.feed_forward_norm, block + "post_attention_layernorm");
+    load(layer.feed_forward.gate, "gate"), load(layer.feed_forward.up, "up"), load(layer.feed_forward.down, "down");
+  }
+  load_norm(model.final_norm, "norm");
+  if (folder.contains("lm_head.weight"))
+    model.output.set_weight(folder.read<float, 2>("lm_head.weight"));
+  else
+    model.output.set_weight(model.embedding);
+  return model;
+}
+
+#endif
+
+/// A model, and the tokenizer that came with it, if any.
+struct LoadedModel {
+  Llama llama;
+  std::optional<Tokenizer> tokenizer;
+};
+
+/// The model at a path: a folder of Hugging Face, a GGUF file, or a checkpoint of llama2.c, told apart by what they are.
+/// Errors: as the functions above.
+[[nodiscard]] inline LoadedModel load_model(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) {
+#if __has_include(<nlohmann/json.hpp>)
+    LoadedModel model{load_hugging_face(HuggingFaceFolder(path)), std::nullopt};
+    if (std::filesystem::exists(path / "tokenizer.json"))
+      model.tokenizer = Tokenizer(read_tokenizer_json(path / "tokenizer.json"));
+    return model;
+#else
+    fail("load_model", path.string(), ", expected a file: folders need nlohmann-json (Debian: nlohmann-json3-dev)");
+#endif
+  }
+  std::string magic(4, '\0');
+  std::ifstream(path, std::ios::binary).read(magic.data(), 4);
+  if (magic != "GGUF") return {load_checkpoint(path), std::nullopt};
+  const GgufFile file(path);
+  LoadedModel model{load_gguf(file), std::nullopt};
+  if (file.get_or<std::string>("tokenizer.ggml.model", "") == "llama")
+    model.tokenizer = Tokenizer(sentence_piece_tokenizer(file));
+  else if (file.has("tokenizer.ggml.model"))
+    model.tokenizer = Tokenizer(byte_pair_tokenizer(file));
   return model;
 }
 
