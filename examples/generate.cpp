@@ -1,24 +1,26 @@
-// Tells a story: a Llama on attn::LlamaAttention, with the weights and the tokenizer of llama2.c.
+// Tells a story: a Llama on attn::LlamaAttention, with weights from a checkpoint of llama2.c, a GGUF file, or a folder of Hugging Face.
 //     generate --checkpoint stories260K.bin --tokenizer tok512.bin --prompt "One day, a dog" --temperature 0
-// The model and the loop are in llama2c.hpp.
+//     generate --checkpoint SmolLM2-135M.Q8_0.gguf --prompt "One day, a dog"
+// The model and the loop are in llama2c.hpp, files in model_files.hpp.
 #include <cctype>
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <optional>
 
-#include "llama2c.hpp"
+#include "model_files.hpp"
 
 namespace {
 
-constexpr auto help = R"(usage: generate --checkpoint F --tokenizer F [options]
-  --checkpoint F    weights, a llama2.c checkpoint (legacy layout)
-  --tokenizer F     its tokenizer, from llama2.c
+constexpr auto help = R"(usage: generate --checkpoint F [--tokenizer F] [options]
+  --checkpoint F    weights: a llama2.c checkpoint (legacy layout), a GGUF file, or a folder of Hugging Face
+  --tokenizer F     its tokenizer, from llama2.c, where none comes with the weights (GGUF; tokenizer.json of byte-level
+                    pairs) or in place of it
   --prompt T        the text to go on from (default: none)
   --steps N         tokens in all, the prompt's included (default: 256, or what the model can see)
   --temperature X   0: always the likeliest token; higher: bolder (default: 1)
   --top-p X         draw from the likeliest tokens that reach this probability together; 1: from all (default: 0.9)
-  --weights F       store weights as bfloat16, half, int8 or int4 (default: native, the checkpoint's float)
+  --weights F       store weights as bfloat16, half, int8 or int4 (default: as in the file)
   --cache F         cache keys and values as bfloat16, half or int8 (default: native)
   --seed N          the same seed tells the same story, and llama2.c's (default: 42)
   --help            this text
@@ -27,7 +29,7 @@ The text goes to standard output, the speed to standard error.
 
 struct Options {
   std::string checkpoint, tokenizer, prompt;
-  attn::WeightFormat weights = attn::WeightFormat::native;
+  std::optional<attn::WeightFormat> weights;
   attn::CacheFormat cache = attn::CacheFormat::native;
   std::optional<attn::Index> steps;
   float temperature = 1.0F, top_p = 0.9F;
@@ -79,8 +81,8 @@ Options parse(const std::vector<std::string>& arguments) {
         !is("--temperature", o.temperature) && !is("--top-p", o.top_p) && !is("--seed", o.seed))
       throw attn::Error("[generate] flags, expected one of those that --help lists, got \"" + flag + '"');
   }
-  if (!o.help && (o.checkpoint.empty() || o.tokenizer.empty()))
-    throw attn::Error("[generate] files, expected --checkpoint F and --tokenizer F, got too few; see --help");
+  if (!o.help && o.checkpoint.empty())
+    throw attn::Error("[generate] files, expected --checkpoint F, got none; see --help");
   return o;
 }
 
@@ -100,10 +102,13 @@ int main(int argc, char** argv) try {
     return 0;
   }
   attn::examples::Sampler sampler(options.temperature, options.top_p, options.seed);
-  attn::examples::Llama model = attn::examples::load_checkpoint(options.checkpoint);
-  model.store_weights(options.weights);
+  attn::examples::LoadedModel loaded = attn::examples::load_model(options.checkpoint);
+  attn::examples::Llama& model = loaded.llama;
+  if (options.weights) model.store_weights(*options.weights);
   model.cache_format = options.cache;
-  const attn::examples::Tokenizer tokenizer(options.tokenizer);
+  if (!options.tokenizer.empty()) loaded.tokenizer = attn::examples::Tokenizer(options.tokenizer);
+  if (!loaded.tokenizer) throw attn::Error("[generate] tokenizer, expected --tokenizer F: none came with the weights");
+  const attn::examples::Tokenizer& tokenizer = *loaded.tokenizer;
   const attn::Index steps = options.steps.value_or(std::min<attn::Index>(256, model.config.max_length));
 
   const auto done = attn::examples::generate(model, tokenizer, sampler, options.prompt, steps, say);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <attn/attn.hpp>
+#include <attn/io/tokenizer.hpp>
 
 #include <algorithm>
 #include <array>
@@ -19,13 +20,13 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace attn::examples {
 
-using Token = std::int32_t;
+using Token = TokenId;
 inline constexpr Token begin_of_text = 1, end_of_text = 2;
 
 template <class... Parts>
@@ -47,6 +48,20 @@ struct LlamaConfig {
   Index vocabulary = 0;       ///< V
   Index max_length = 0;       ///< how many tokens the model was trained to see
   RotaryLayout rotary = RotaryLayout::interleaved;
+  double norm_epsilon = 1e-5;
+  std::vector<LlamaAttentionConfig> attention = {};  ///< of each layer; where empty, plain grouped heads with rotary
+
+  /// The attention of a layer.
+  [[nodiscard]] LlamaAttentionConfig attention_of(Index layer) const {
+    if (!attention.empty()) return attention[static_cast<std::size_t>(layer)];
+    return {.hidden_size = hidden_size,
+            .num_attention_heads = heads,
+            .num_key_value_heads = key_value_heads,
+            .bias = false,
+            .attention_dropout = 0.0,
+            .projection_dropout = 0.0,
+            .rotary = RotaryConfig{.layout = rotary, .theta = 10000.0}};
+  }
 };
 
 /// down(silu(gate(x)) * up(x)), with silu(g) = g sigmoid(g). Source: Shazeer, "GLU variants", 2020.
@@ -68,16 +83,10 @@ struct LlamaLayer {
   RmsNorm<float> feed_forward_norm;
   SwiGlu feed_forward;
 
-  explicit LlamaLayer(const LlamaConfig& c)
-      : attention_norm(c.hidden_size),
-        attention(LlamaAttentionConfig{.hidden_size = c.hidden_size,
-                                       .num_attention_heads = c.heads,
-                                       .num_key_value_heads = c.key_value_heads,
-                                       .bias = false,
-                                       .attention_dropout = 0.0,
-                                       .projection_dropout = 0.0,
-                                       .rotary = RotaryConfig{.layout = c.rotary, .theta = 10000.0}}),
-        feed_forward_norm(c.hidden_size),
+  LlamaLayer(const LlamaConfig& c, Index layer)
+      : attention_norm(c.hidden_size, c.norm_epsilon),
+        attention(c.attention_of(layer)),
+        feed_forward_norm(c.hidden_size, c.norm_epsilon),
         feed_forward(c.hidden_size, c.feed_forward_size) {
     attention.eval();
   }
@@ -97,10 +106,10 @@ struct Llama {
   explicit Llama(const LlamaConfig& c)
       : config(c),
         embedding(c.vocabulary, c.hidden_size),
-        final_norm(c.hidden_size),
+        final_norm(c.hidden_size, c.norm_epsilon),
         output(c.hidden_size, c.vocabulary, false) {
     embedding.setZero();
-    for (Index l = 0; l < c.layers; ++l) layers.emplace_back(c);
+    for (Index l = 0; l < c.layers; ++l) layers.emplace_back(c, l);
   }
 
   [[nodiscard]] LlamaCache make_cache(Index B, Index capacity) const {
@@ -267,91 +276,60 @@ class FileReader {
 
 // ---- Text and tokens ------------------------------------------------------------------------------------------------
 
-/// Byte pair encoding, as llama2.c does it.
+/// What a model reads and writes: one of the library's tokenizers.
 class Tokenizer {
  public:
+  Tokenizer(SentencePieceTokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}  // NOLINT: it is what it holds
+  Tokenizer(BytePairTokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}       // NOLINT
   /// Reads a tokenizer of llama2.c. Pieces that read "<0x00>" to "<0xFF>" are single bytes; a vocabulary of characters
-  /// has none. Errors: a file that is missing or truncated.
-  explicit Tokenizer(const std::filesystem::path& path) {
-    constexpr std::string_view fn = "Tokenizer";
-    FileReader file(fn, path);
-    const Index longest = file.number<std::int32_t>();
-    while (file.left() > 0) {
-      scores_.push_back(file.number<float>());
-      const Index length = file.number<std::int32_t>();
-      if (length < 0 || length > longest)
-        fail(fn, "length of piece ", pieces_.size(), " in ", file.name(), ", expected 0 to ", longest, ", got ",
-             length);
-      if (length > file.left())  // before the piece is allocated
-        fail(fn, file.name(), " is truncated, expected ", length - file.left(), " more bytes, got ", file.size());
-      pieces_.emplace_back(static_cast<std::size_t>(length), '\0');
-      file.read(pieces_.back().data(), length);
-      token_of_.emplace(pieces_.back(), static_cast<Token>(pieces_.size()) - 1);
-    }
-    for (std::size_t byte = 0; byte < bytes_.size(); ++byte) {
-      constexpr std::string_view hex = "0123456789ABCDEF";
-      bytes_[byte] = find({'<', '0', 'x', hex[byte / 16], hex[byte % 16], '>'});
-    }
+  /// has none. Errors: a file that is missing or truncated, or that has fewer than three pieces.
+  explicit Tokenizer(const std::filesystem::path& path) : tokenizer_(read(path)) {}
+
+  [[nodiscard]] Index size() const {
+    return std::visit([](const auto& t) { return t.size(); }, tokenizer_);
   }
-
-  [[nodiscard]] Index size() const { return std::ssize(pieces_); }
-
-  /// The tokens of a text, begin_of_text first. A text that is not empty is read as if a space stood before it, where
-  /// the vocabulary has one. Errors: a character that is neither a piece nor bytes that are.
-  [[nodiscard]] std::vector<Token> encode(std::string text) const {
-    std::vector<Token> tokens{begin_of_text};
-    if (!text.empty() && (find(" ") >= 0 || bytes_[' '] >= 0)) text.insert(text.begin(), ' ');
-
-    // 1. One token for each UTF-8 code point, or, where there is none, one for each of its bytes.
-    const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
-    for (std::size_t at = 0, length = 0; at < text.size(); at += length) {
-      for (length = 1; byte(at) >= 0xC0U && length < 4 && (byte(at + length) & 0xC0U) == 0x80U;) ++length;
-      const std::string point = text.substr(at, length);
-      if (const Token token = find(point); token >= 0) {
-        tokens.push_back(token);
-      } else {
-        for (std::size_t i = at; i < at + length; ++i) {
-          tokens.push_back(bytes_[byte(i)]);
-          if (tokens.back() < 0) fail("Tokenizer::encode", "text, expected characters of the vocabulary, got ", point);
-        }
-      }
-    }
-
-    // 2. Of all neighbours that are a piece together, the pair with the best score becomes one, until none is left.
-    for (;;) {
-      std::size_t best = 0;
-      Token merged = -1;
-      for (std::size_t i = 1; i + 1 < tokens.size(); ++i) {
-        const Token token = find(piece(tokens[i]) + piece(tokens[i + 1]));
-        if (token >= 0 && (merged < 0 || score(token) > score(merged))) best = i, merged = token;
-      }
-      if (merged < 0) return tokens;
-      tokens[best] = merged;
-      tokens.erase(tokens.begin() + static_cast<std::ptrdiff_t>(best) + 1);
-    }
+  /// The token that stands for the beginning of a text, or -1.
+  [[nodiscard]] Token begin_of_text() const {
+    return std::visit([](const auto& t) { return t.begin_of_text(); }, tokenizer_);
   }
-
-  /// The text of a token, which depends on the one before: after begin_of_text a leading space goes.
+  /// Whether a text is over before this token.
+  [[nodiscard]] bool ends(Token token) const {
+    return std::visit([&](const auto& t) { return token == t.begin_of_text() || token == t.end_of_text(); },
+                      tokenizer_);
+  }
+  /// The tokens of a text. Errors: a character that the vocabulary lacks.
+  [[nodiscard]] std::vector<Token> encode(std::string_view text) const {
+    return std::visit([&](const auto& t) { return t.encode(text); }, tokenizer_);
+  }
+  /// The text of a token, which depends on the one before: after the beginning a leading space may go.
   [[nodiscard]] std::string decode(Token previous, Token token) const {
-    if (token < 0 || token >= size()) fail("Tokenizer::decode", "token, expected 0 to ", size() - 1, ", got ", token);
-    const std::string& text = piece(token);
-    const auto byte = std::find(bytes_.begin(), bytes_.end(), token);
-    if (byte != bytes_.end()) return {static_cast<char>(byte - bytes_.begin())};
-    return previous == begin_of_text && text.starts_with(' ') ? text.substr(1) : text;
+    if (const auto* const pieces = std::get_if<SentencePieceTokenizer>(&tokenizer_))
+      return pieces->decode(previous, token);
+    return std::string(std::get<BytePairTokenizer>(tokenizer_).piece(token));
   }
 
  private:
-  [[nodiscard]] const std::string& piece(Token token) const { return pieces_[static_cast<std::size_t>(token)]; }
-  [[nodiscard]] float score(Token token) const { return scores_[static_cast<std::size_t>(token)]; }
-  [[nodiscard]] Token find(const std::string& text) const {
-    const auto found = token_of_.find(text);
-    return found == token_of_.end() ? -1 : found->second;
+  [[nodiscard]] static SentencePieceTokenizer read(const std::filesystem::path& path) {
+    constexpr std::string_view fn = "Tokenizer";
+    FileReader file(fn, path);
+    const Index longest = file.number<std::int32_t>();
+    std::vector<std::string> texts;
+    std::vector<float> scores;
+    while (file.left() > 0) {
+      scores.push_back(file.number<float>());
+      const Index length = file.number<std::int32_t>();
+      if (length < 0 || length > longest)
+        fail(fn, "length of piece ", texts.size(), " in ", file.name(), ", expected 0 to ", longest, ", got ", length);
+      if (length > file.left())  // before the piece is allocated
+        fail(fn, file.name(), " is truncated, expected ", length - file.left(), " more bytes, got ", file.size());
+      texts.emplace_back(static_cast<std::size_t>(length), '\0');
+      file.read(texts.back().data(), length);
+    }
+    const std::vector<std::string_view> pieces(texts.begin(), texts.end());
+    return SentencePieceTokenizer({.pieces = pieces, .scores = scores});
   }
 
-  std::vector<std::string> pieces_;
-  std::vector<float> scores_;
-  std::array<Token, 256> bytes_{};  // their tokens, or -1
-  std::unordered_map<std::string, Token> token_of_;
+  std::variant<SentencePieceTokenizer, BytePairTokenizer> tokenizer_;
 };
 
 /// Draws the next token from logits, and from one seed the same tokens as llama2.c. temperature 0: always the
@@ -426,12 +404,15 @@ Generated generate(const Llama& model, const Tokenizer& tokenizer, Sampler& samp
     fail(fn, "steps, expected 1 to the model's ", model.config.max_length, ", got ", steps);
   const std::vector<Token> read = tokenizer.encode(prompt);
   Generated result{.prompt_tokens = std::ssize(read)};
+  if (read.empty()) fail(fn, "prompt, expected some text, since no token of the model's begins one, got none");
   if (result.prompt_tokens > steps) fail(fn, "tokens in the prompt, expected at most ", steps, ", got ", read.size());
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
-  for (std::size_t i = 1; i < read.size(); ++i) say(tokenizer.decode(read[i - 1], read[i]));
+  const Token begin = tokenizer.begin_of_text();
+  for (std::size_t i = 0; i < read.size(); ++i)
+    if (i > 0 || read[0] != begin) say(tokenizer.decode(i > 0 ? read[i - 1] : begin, read[i]));
   LlamaCache cache = model.make_cache(1, steps);
   Tensor<float, 3> logits = model.forward({read.data(), {1, result.prompt_tokens}}, &cache);  // the prompt in one go
   result.prompt_seconds = seconds();
@@ -439,7 +420,7 @@ Generated generate(const Llama& model, const Tokenizer& tokenizer, Sampler& samp
   Token last = read.back();
   for (;;) {
     const Token next = sampler({&logits(0, logits.dimension(1) - 1, 0), {V}});
-    if (next == begin_of_text || next == end_of_text) break;
+    if (tokenizer.ends(next)) break;
     say(tokenizer.decode(last, next));
     ++result.new_tokens;
     if (cache.front().length(0) == steps) break;

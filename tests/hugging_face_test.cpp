@@ -2,9 +2,12 @@
 #include "families_support.hpp"
 #include "file_support.hpp"
 
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+
+#include "../examples/model_files.hpp"
+#include "llama2c_support.hpp"
+#include "llama2c_to_hugging_face.hpp"
 
 namespace {
 
@@ -266,6 +269,11 @@ TEST(HuggingFaceConfig, RefusesTextThatIsNoObject) {
     expect_error([&] { HuggingFaceConfig(text, "config.json"); }, {"config.json, expected a JSON object"});
 }
 
+TEST(HuggingFaceConfig, RefusesTextThatIsTooDeep) {
+  for (const std::string deep : {std::string(100000, '['), R"({"rope_scaling": )" + std::string(100000, '[')})
+    expect_error([&] { HuggingFaceConfig(deep, "config.json"); }, {"config.json", "32 levels"});
+}
+
 TEST(HuggingFaceConfig, RefusesKeysItDoesNotKnow) {
   expect_refusal("llama", "sliding_window", 128);
   expect_refusal("llama", "attn_logit_softcapping", 50.0);
@@ -423,6 +431,13 @@ TEST(HuggingFaceFolder, ReadsWhatStandsAroundAttention) {
   EXPECT_TRUE(folder.contains("model.layers.1.input_layernorm.weight"));
   EXPECT_EQ((folder.read<float, 1>("model.layers.1.input_layernorm.weight"))(31), 1.0F);
   EXPECT_EQ(folder.config().json()["vocab_size"], 64);
+  EXPECT_EQ(folder.model_type(), "qwen3");
+  EXPECT_EQ(folder.size("vocab_size"), 64);
+  EXPECT_EQ(folder.number("rms_norm_eps"), 0.02);
+  EXPECT_TRUE(folder.flag("use_cache", false));
+  EXPECT_TRUE(folder.flag("mlp_bias", true));
+  expect_error([&] { static_cast<void>(folder.size("n_ctx")); }, {"config.json: n_ctx", "nothing"});
+  expect_error([&] { static_cast<void>(folder.number("model_type")); }, {"config.json: model_type", "a number"});
   expect_error([&] { static_cast<void>(folder.read<float, 1>("model.norm.weight")); }, {"model.norm.weight"});
 }
 
@@ -437,6 +452,7 @@ TEST(HuggingFaceFolder, FindsTextModelsInsideOthers) {
       tensors["vision_tower.encoder.layers.0.self_attn.q_proj.bias"] = all.begin()->second;
     });
     EXPECT_EQ(copy.open().prefix(), prefix);
+    EXPECT_EQ(copy.open().size("vocab_size"), 64);
     EXPECT_TRUE(same_bits(copy.open().attention<float>(0).query().weight(), expected)) << prefix;
   }
 }
@@ -578,6 +594,23 @@ TEST(HuggingFaceIndex, MustHaveItsFiles) {
   const FolderCopy copy("qwen3");
   std::filesystem::remove(copy.path() / "model-00002-of-00002.safetensors");
   expect_error([&] { static_cast<void>(copy.open()); }, {"model-00002-of-00002.safetensors"});
+}
+
+// ---- A whole model -----------------------------------------------------------------------------------------------
+
+TEST(HuggingFaceFolder, TellsTheCheckpointsStoryWordForWord) {
+  using namespace attn_test::llama2c;
+  const std::filesystem::path model = std::filesystem::path(ATTN_SHARED_DATA_DIR) / "stories260K";
+  if (!std::filesystem::exists(model / "checkpoint_legacy.bin"))
+    GTEST_SKIP() << "stories260K is not at hand: no " << model / "checkpoint_legacy.bin";
+  const TemporaryFolder folder;
+  attn_test::llama2c_to_hugging_face(model / "checkpoint_legacy.bin", folder.path());
+  const attn::examples::LoadedModel loaded = attn::examples::load_model(folder.path());
+  EXPECT_FALSE(loaded.tokenizer.has_value());
+  const Tokenizer tokenizer(model / "tokenizer.bin");
+  const std::string expected = text_of(load_checkpoint(model / "checkpoint_legacy.bin"), tokenizer, Sampler(0.0F), 256);
+  ASSERT_GT(expected.size(), 500U);
+  EXPECT_EQ(text_of(loaded.llama, tokenizer, Sampler(0.0F), 256), expected);
 }
 
 }  // namespace

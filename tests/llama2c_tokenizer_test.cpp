@@ -92,7 +92,7 @@ TEST_F(Llama2c, RefusesCharactersOutsideTheVocabulary) {
   EXPECT_EQ(tokenizer.encode("a\xC3"), (Tokens{1, 3, 4, 5}));
   for (const std::string bad : {"b", "\xC3\xA9"})
     expect_error([&] { (void)tokenizer.encode("a" + bad); },
-                 {"[attn::examples::Tokenizer::encode]", "expected characters of the vocabulary, got " + bad});
+                 {"[attn::SentencePieceTokenizer::encode]", "expected characters of the vocabulary, got " + bad});
 }
 
 TEST_F(Llama2c, WritesWithACharacterVocabulary) {

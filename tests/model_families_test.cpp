@@ -82,6 +82,19 @@ TEST(ModelFamilies, DecodeTokenByTokenWhatPyTorchComputes) {
   });
 }
 
+TEST(ModelFamilies, DecodeTheSameFromPagesAndWindows) {
+  for_each_family_layer([](const HuggingFaceFolder& folder, const FamilyLayer& expected) {
+    const auto module = folder.attention<float>(expected.layer, 128);
+    attn::KvCacheOptions options{.page = 64};
+    if (module.config().window) options.window = *module.config().window;
+    auto plain = module.make_cache(1, 128), pages = module.make_cache(1, 128, options);
+    for (Index s = 0; s < expected.x.dimension(1); ++s)
+      EXPECT_TRUE(same_bits(module.forward(rows_of(expected.x, s, 1), Causal{}, pages),
+                            module.forward(rows_of(expected.x, s, 1), Causal{}, plain)))
+          << "token " << s;
+  });
+}
+
 // Phi 3 takes other factors for sequences up to its first training's length.
 TEST(ModelFamilies, TakeShortFactorsForShortSequences) {
   FamilyBar bar;

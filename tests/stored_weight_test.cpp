@@ -4,6 +4,7 @@
 #include "support.hpp"
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -162,6 +163,25 @@ TEST(StoredWeight, TakesOverBlocksOfGguf) {
         ASSERT_EQ(row[static_cast<std::size_t>(i)], expected[static_cast<std::size_t>(o * in + i)]) << o << ", " << i;
     }
   }
+}
+
+/// Whole panels and parts of them; what no output fills is zeros, as in a weight that is set row by row.
+TEST(StoredWeight, LoadsRowsAsItSetsThemOneByOne) {
+  constexpr Index in = 96;
+  std::mt19937 words(4);
+  for (const auto format : {WeightFormat::int8, WeightFormat::int4})
+    for (const Index out : {1, 15, 16, 17, 47, 48, 49, 64, 100, 200}) {
+      const Index row = StoredWeight::row_bytes(format, in);
+      std::vector<std::byte> rows(static_cast<std::size_t>(out * row));
+      for (std::byte& byte : rows) byte = static_cast<std::byte>(words() & 255U);
+      StoredWeight expected(format, out, in);
+      for (Index o = 0; o < out; ++o) expected.set_blocks(o, rows.data() + o * row);
+      const StoredWeight loaded = StoredWeight::of_rows(format, out, in, rows.data());
+      ASSERT_EQ(loaded.bytes(), expected.bytes());
+      const Index scales = attn::detail::round_up(out, 48) * in / 32 * 2, values = loaded.bytes() - scales;
+      EXPECT_EQ(std::memcmp(loaded.part().values, expected.part().values, static_cast<std::size_t>(values)), 0) << out;
+      EXPECT_EQ(std::memcmp(loaded.part().scales, expected.part().scales, static_cast<std::size_t>(scales)), 0) << out;
+    }
 }
 
 }  // namespace

@@ -252,7 +252,8 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, View<const X,
               kernel::rules_of<Accumulator<X>>(isa, mask, score), options);
 }
 
-/// Attention over the tokens of a cache. Where options do not say where queries stand, they are the last tokens.
+/// Attention over the tokens of a cache, through its window. Where options do not say where queries stand, they are the
+/// last tokens.
 template <Scalar X, class M, class F>
 void attention(const AttentionOutputs<X>& out, View<const X, 4> q, const KvCache<X>& cache, const M& mask,
                const F& score, AttentionOptions options) {
@@ -265,8 +266,10 @@ void attention(const AttentionOutputs<X>& out, View<const X, 4> q, const KvCache
   const std::span start(frame.take<Index>(cache.batch()), static_cast<std::size_t>(cache.batch()));
   for (std::size_t b = 0; b < start.size(); ++b) start[b] = cache.lengths()[b] - q.dimension(2);
   if (options.query_start.empty()) options.query_start = start;
-  const auto joined = mask & Padding(cache.lengths());
+  const auto window = cache.window() == 0 ? SlidingWindow::unlimited() : SlidingWindow(cache.window(), most_indices);
+  const auto joined = mask & window & Padding(cache.lengths());
   const AttentionSizes n = check_attention(fn, q, keys, values, joined, score, options, out);
+  cache.check_queries(fn, options.query_start);
   const Isa isa = active_isa();
   run_checked(n, out, q, cache.stored_keys(isa), cache.stored_values(isa), isa,
               kernel::rules_of<Accumulator<X>>(isa, joined, score), options);
@@ -375,8 +378,8 @@ template <detail::TensorArgument<4> Q, detail::TensorArgument<4, detail::ScalarO
 
 /// The same over the keys and values of a cache, in whatever format they are stored; each sequence as long as it is.
 /// Shapes: q [B,H,S,D] -> output [B,H,S,Dv]. Conventions: queries are the last S tokens of their sequence, unless
-/// options.query_start says where they stand.
-/// Errors: as above; a cache of another batch or head size.
+/// options.query_start says where they stand. A cache with a window shows them no more than that.
+/// Errors: as above; a cache of another batch or head size; queries whose window the cache has in part given back.
 template <Scalar T, detail::TensorArgument<4, T> Q, MaskArgument M = NoMask, ScoreArgument<Accumulator<T>> F = NoScore>
 [[nodiscard]] AttentionResult<T> scaled_dot_product_attention(const Q& q, const KvCache<T>& cache, const M& mask = {},
                                                               const F& score = {},

@@ -23,7 +23,7 @@ struct AttentionGradients {
   Tensor<T, 4> v;                        ///< [B,G,T,Dv]
   Tensor<Accumulator<T>, 4> mask;        ///< of the additive mask, in its own shape at rank 4: options.mask_gradient
   Tensor<Accumulator<T>, 4> score_bias;  ///< of the ScoreBias, likewise: options.score_bias_gradient
-  Tensor<Accumulator<T>, 1> sinks;       ///< [H]: options.sinks_gradient
+  Tensor<Accumulator<T>, 1> sinks{};     ///< [H]: options.sinks_gradient
 };
 
 /// Memory of the caller's that gradients are written into. Views left empty are not written. They share memory neither

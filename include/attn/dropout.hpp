@@ -19,6 +19,14 @@
 namespace attn {
 inline namespace ATTN_EIGEN_ABI {
 
+/// Where a Dropout stands: what it takes for another one to drop the same elements from here on.
+struct DropoutState {
+  bool training = true;
+  std::uint64_t seed = 0;
+  bool given = false;      ///< whether the caller gave the seed, so that copies keep it
+  std::uint32_t call = 0;  ///< the number of the next call
+};
+
 /// In training, sets each element to 0 with probability p and multiplies the others by 1 / (1 - p); in evaluation, does
 /// nothing. Which elements go is a pure function of (seed, call, index): `forward` counts its calls, those that fail
 /// excepted. A new Dropout is in training mode, as in PyTorch.
@@ -42,6 +50,15 @@ class Dropout {
 
   /// Starts the random numbers anew: the next call is call 0 of this seed, which counts as given.
   void reseed(std::uint64_t seed) { numbers_ = Numbers(seed); }
+
+  [[nodiscard]] DropoutState state() const {
+    return {.training = training_, .seed = numbers_.seed, .given = numbers_.given, .call = numbers_.call.load()};
+  }
+  void set_state(const DropoutState& state) {
+    training_ = state.training;
+    numbers_ = Numbers(state.seed);
+    numbers_.given = state.given, numbers_.call = state.call;
+  }
 
   /// Shapes: x of rank 1 to 4 -> the same shape.
   template <detail::TensorOfElement<T> X>

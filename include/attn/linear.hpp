@@ -125,6 +125,12 @@ class Linear {
   /// Replaces the weight by blocks as GGUF files have them, [out][in / 32], of Q8_0 (34 bytes each) or Q4_0 (18), which are
   /// stored without loss as int8 or int4. Errors: inputs that are not a multiple of 32, another number of bytes.
   void set_quantised_weight(std::span<const std::byte> blocks);
+  /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format, inputs that are not a
+  /// multiple of 32.
+  [[nodiscard]] std::vector<std::byte> quantised_weight() const;
+  /// Replaces the weight by rows as files have them, which are stored in a format without loss: numbers of 16 bits for
+  /// bfloat16 and half, blocks of Q8_0 for int8, of Q4_0 for int4. Errors: as above; native, which set_weight takes.
+  void set_stored_weight(WeightFormat format, std::span<const std::byte> rows);
 
   /// The bias, [out], or an empty tensor.
   [[nodiscard]] Tensor<T, 1> bias() const {

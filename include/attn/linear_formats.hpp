@@ -81,12 +81,38 @@ void Linear<T>::set_quantised_weight(std::span<const std::byte> blocks) {
               of_int4 = count * StoredWeight::block_bytes(WeightFormat::int4);
   detail::require(size == of_int8 || size == of_int4, fn, "blocks, expected ", of_int8, " bytes of Q8_0 or ", of_int4,
                   " of Q4_0, got ", size);
-  StoredWeight stored(size == of_int8 ? WeightFormat::int8 : WeightFormat::int4, out_features(), in_features());
-  const Index row = in_features() / group * StoredWeight::block_bytes(stored.format());
-  stored.for_each_part([&](Index first, Index end, float*) {
-    for (Index o = first; o < end; ++o) stored.set_blocks(o, blocks.data() + o * row);
-  });
-  hold(std::move(stored));
+  const WeightFormat format = size == of_int8 ? WeightFormat::int8 : WeightFormat::int4;
+  hold(StoredWeight::of_rows(format, out_features(), in_features(), blocks.data()));
+}
+
+template <Scalar T>
+void Linear<T>::set_stored_weight(WeightFormat format, std::span<const std::byte> rows) {
+  constexpr auto fn = "Linear::set_stored_weight";
+  detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
+  format = detail::checked_format<T>(fn, format);
+  detail::require(format != WeightFormat::native, fn,
+                  "format, expected another one than the layer's own type, which set_weight takes, got native");
+  const bool grouped = format == WeightFormat::int8 || format == WeightFormat::int4;
+  detail::require(!grouped || in_features() % kernel::group_inputs == 0, fn,
+                  "layer, expected a multiple of 32 inputs, got ", in_features());
+  const Index expected = out_features() * StoredWeight::row_bytes(format, in_features());
+  detail::require(std::ssize(rows) == expected, fn, "rows, expected ", expected, " bytes of ",
+                  weight_format_name(format), ", got ", std::ssize(rows));
+  hold(StoredWeight::of_rows(format, out_features(), in_features(), rows.data()));
+}
+
+template <Scalar T>
+std::vector<std::byte> Linear<T>::quantised_weight() const {
+  constexpr auto fn = "Linear::quantised_weight";
+  const WeightFormat format = weight_format();
+  detail::require(format == WeightFormat::int8 || format == WeightFormat::int4, fn,
+                  "weight, expected one stored as int8 or int4, got ", weight_format_name(format));
+  detail::require(in_features() % kernel::group_inputs == 0, fn, "layer, expected a multiple of 32 inputs, got ",
+                  in_features());
+  const Index row = in_features() / kernel::group_inputs * StoredWeight::block_bytes(format);
+  std::vector<std::byte> blocks(static_cast<std::size_t>(out_features() * row));
+  for (Index o = 0; o < out_features(); ++o) parameters_->stored.get_blocks(o, blocks.data() + o * row);
+  return blocks;
 }
 
 template <Scalar T>

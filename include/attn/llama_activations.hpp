@@ -47,6 +47,32 @@ struct LlamaIntermediates {
 
 namespace attn::detail {
 
+/// What a call computes, and of what, besides its mask and score function.
+template <Scalar T>
+struct LlamaArguments {
+  View<T, 3> y{};
+  View<const T, 3> x{};
+  View<const T, 3> context{};   ///< of cross-attention [B,K,C]; else absent
+  KvCache<T>* cache = nullptr;  ///< of cross-attention: the context's keys and values
+  RotaryPositions positions{};
+  View<T, 4> weights{};
+};
+
+/// What backward writes; what was not asked for is absent.
+template <Scalar T>
+struct LlamaGradients {
+  View<T, 3> x;
+  View<T, 3> context;
+  View<Accumulator<T>, 4> mask;
+};
+
+/// A mask and a score function as the kernels of an instruction set see them. Refers to both.
+template <Scalar T>
+struct BoundRules {
+  Isa isa;
+  kernel::Rules<Accumulator<T>> rules;
+};
+
 /// A mask and a score function of any type, kept from a forward call to the backward pass, with what that asks of them.
 /// Those of the next call take their place without an allocation unless they are larger.
 template <class A>

@@ -73,12 +73,12 @@ class LlamaAttention {
   [[gnu::cold]] explicit LlamaAttention(const LlamaAttentionConfig& config)
       : config_(detail::complete<T>(config)),
         rotary_(config_->rotary.make(config_->head_dim)),
-        query_(config_->hidden_size, projected_size(), *config_->query_bias, part_seed(0)),
-        key_(key_input_size(), key_size(), *config_->key_bias, part_seed(1)),
-        value_(key_input_size(), value_size(), *config_->value_bias, part_seed(2)),
-        out_proj_(attended_size(), config_->hidden_size, *config_->output_bias, part_seed(3)),
-        query_norm_(make_norm(query_size())),
-        key_norm_(make_norm(key_size())),
+        query_(config_->hidden_size, sizes().projected, *config_->query_bias, part_seed(0)),
+        key_(sizes().key_inputs, sizes().keys, *config_->key_bias, part_seed(1)),
+        value_(sizes().key_inputs, sizes().values, *config_->value_bias, part_seed(2)),
+        out_proj_(sizes().attended, config_->hidden_size, *config_->output_bias, part_seed(3)),
+        query_norm_(detail::make_norm<T>(*config_, sizes().queries)),
+        key_norm_(detail::make_norm<T>(*config_, sizes().keys)),
         sinks_(config_->sinks ? std::make_shared<Sinks>(config_->num_attention_heads) : nullptr),
         attention_dropout_(config_->attention_dropout, part_seed(4)),
         projection_dropout_(config_->projection_dropout, part_seed(5)) {}
@@ -90,9 +90,9 @@ class LlamaAttention {
         key_(other.key_),
         value_(other.value_),
         out_proj_(other.out_proj_),
-        query_norm_(copy(other.query_norm_)),
-        key_norm_(copy(other.key_norm_)),
-        sinks_(copy(other.sinks_)),
+        query_norm_(detail::copy_of(other.query_norm_)),
+        key_norm_(detail::copy_of(other.key_norm_)),
+        sinks_(detail::copy_of(other.sinks_)),
         attention_dropout_(other.attention_dropout_),
         projection_dropout_(other.projection_dropout_) {
     const auto own = projections();
@@ -122,10 +122,12 @@ class LlamaAttention {
   [[nodiscard]] const Linear<T>& out_proj() const { return out_proj_; }
 
   /// The norms of queries and keys, whose weights a checkpoint sets. Errors: a module without them.
-  [[nodiscard]] RmsNorm<T>& query_norm() { return existing("LlamaAttention::query_norm", query_norm_); }
-  [[nodiscard]] RmsNorm<T>& key_norm() { return existing("LlamaAttention::key_norm", key_norm_); }
-  [[nodiscard]] const RmsNorm<T>& query_norm() const { return existing("LlamaAttention::query_norm", query_norm_); }
-  [[nodiscard]] const RmsNorm<T>& key_norm() const { return existing("LlamaAttention::key_norm", key_norm_); }
+  [[nodiscard]] RmsNorm<T>& query_norm() { return detail::existing("LlamaAttention::query_norm", query_norm_); }
+  [[nodiscard]] RmsNorm<T>& key_norm() { return detail::existing("LlamaAttention::key_norm", key_norm_); }
+  [[nodiscard]] const RmsNorm<T>& query_norm() const {
+    return detail::existing("LlamaAttention::query_norm", query_norm_);
+  }
+  [[nodiscard]] const RmsNorm<T>& key_norm() const { return detail::existing("LlamaAttention::key_norm", key_norm_); }
 
   /// The score of each head's sink, [H], 0 until it is set. Errors: a module without sinks; another shape.
   [[nodiscard]] Tensor<T, 1> sinks() const;
@@ -137,13 +139,7 @@ class LlamaAttention {
   /// Errors: sizes or parts that differ.
   void share(const LlamaAttention& other) {
     constexpr auto fn = "LlamaAttention::share";
-    detail::require(sizes() == other.sizes(), fn,
-                    "modules of different sizes, expected [E,H,G,D,bias] = ", detail::as_shape(sizes()), ", got ",
-                    detail::as_shape(other.sizes()));
-    detail::require(
-        parts() == other.parts(), fn,
-        "modules of different parts, expected [Dv, context, biases of q, k, v, output, norm, sinks, gate] = ",
-        detail::as_shape(parts()), ", got ", detail::as_shape(other.parts()));
+    detail::check_alike(fn, *config_, *other.config_);
     check_projections(fn);
     other.check_projections(fn);
     query_norm_ = other.query_norm_;
@@ -170,6 +166,15 @@ class LlamaAttention {
   void eval() { train(false); }
   [[nodiscard]] bool is_training() const { return attention_dropout_.is_training(); }
 
+  /// Where the dropouts of weights and of the output stand, to save and to restore.
+  [[nodiscard]] std::array<DropoutState, 2> dropout_states() const {
+    return {attention_dropout_.state(), projection_dropout_.state()};
+  }
+  void set_dropout_states(const std::array<DropoutState, 2>& states) {
+    attention_dropout_.set_state(states[0]);
+    projection_dropout_.set_state(states[1]);
+  }
+
   /// A cache that fits this module.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity) const {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim);
@@ -187,6 +192,21 @@ class LlamaAttention {
   template <detail::TensorArgument<3, T> C = View<const T, 3>>
   [[nodiscard]] KvCache<T> make_context(const C& context) const {
     return project_context(detail::view_of_argument<T, 3>(context));
+  }
+
+  /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, options);
+  }
+  /// Drops `count` tokens of a sequence from token `first` on, so that those behind them stand as many positions earlier:
+  /// their keys are turned to where they now are. See KvCache::erase.
+  /// Errors: a cache that does not fit; as KvCache::erase.
+  void erase(KvCache<T>& cache, Index sequence, Index first, Index count) const {
+    check_cache("LlamaAttention::erase", cache.batch(), 0, cache);
+    if (rotary_ != nullptr)
+      cache.erase(sequence, first, count, *rotary_);
+    else
+      cache.erase(sequence, first, count);
   }
 
   /// Computes y [B,S,E] of x [B,S,E].
@@ -349,15 +369,13 @@ class LlamaAttention {
   }
 
  private:
+  using Sinks = detail::Sinks<T>;
+  using Arguments = detail::LlamaArguments<T>;
+  using Gradients = detail::LlamaGradients<T>;
+  using BoundRules = detail::BoundRules<T>;
   static constexpr auto in_forward = "LlamaAttention::forward";
   static constexpr auto both_kept =
       "options, expected a cache or activations, got both: backward goes through the tokens of one call";
-
-  /// A mask and a score function as the kernels of an instruction set see them. Refers to both.
-  struct BoundRules {
-    Isa isa;
-    kernel::Rules<Accumulator<T>> rules;
-  };
 
   std::array<Linear<T>*, 4> projections() { return {&query_, &key_, &value_, &out_proj_}; }
   std::array<const Linear<T>*, 4> projections() const { return {&query_, &key_, &value_, &out_proj_}; }
@@ -366,59 +384,8 @@ class LlamaAttention {
   [[nodiscard]] std::optional<std::uint64_t> part_seed(std::uint64_t part) const {
     return config_->seed ? std::optional(splitmix64(splitmix64(*config_->seed) + part)) : std::nullopt;
   }
-  [[nodiscard]] Index query_size() const { return config_->num_attention_heads * config_->head_dim; }
-  [[nodiscard]] Index attended_size() const { return config_->num_attention_heads * config_->value_head_dim; }
-  /// What the query projection computes: queries, and gates where there are any.
-  [[nodiscard]] Index projected_size() const { return query_size() + (config_->output_gate ? attended_size() : 0); }
-  [[nodiscard]] Index key_size() const { return config_->num_key_value_heads * config_->head_dim; }
-  [[nodiscard]] Index value_size() const { return config_->num_key_value_heads * config_->value_head_dim; }
+  [[nodiscard]] detail::LlamaSizes sizes() const { return detail::LlamaSizes(*config_); }
   [[nodiscard]] bool is_cross() const { return config_->context_size > 0; }
-  [[nodiscard]] Index key_input_size() const { return is_cross() ? config_->context_size : config_->hidden_size; }
-  [[nodiscard]] std::array<Index, 5> sizes() const {
-    return {config_->hidden_size, config_->num_attention_heads, config_->num_key_value_heads, config_->head_dim,
-            config_->bias ? 1 : 0};
-  }
-  [[nodiscard]] std::array<Index, 9> parts() const {
-    const auto flag = [](std::optional<bool> bias) { return Index{bias.value_or(false)}; };
-    return {config_->value_head_dim,
-            config_->context_size,
-            flag(config_->query_bias),
-            flag(config_->key_bias),
-            flag(config_->value_bias),
-            flag(config_->output_bias),
-            static_cast<Index>(config_->query_key_norm),
-            Index{config_->sinks},
-            Index{config_->output_gate}};
-  }
-
-  using Sinks = detail::Sinks<T>;
-  /// The norm of queries or keys, all heads of which have this size; null where there is none.
-  [[nodiscard]] std::shared_ptr<RmsNorm<T>> make_norm(Index size) const {
-    const QueryKeyNorm norm = config_->query_key_norm;
-    if (norm == QueryKeyNorm::none) return nullptr;
-    return std::make_shared<RmsNorm<T>>(
-        norm == QueryKeyNorm::whole_projection ? size : config_->head_dim, config_->norm_epsilon,
-        norm == QueryKeyNorm::per_head_one_plus_weight ? NormFactor::one_plus_weight : NormFactor::weight);
-  }
-  template <class Part>
-  [[nodiscard]] static std::shared_ptr<Part> copy(const std::shared_ptr<Part>& part) {
-    return part ? std::make_shared<Part>(*part) : nullptr;
-  }
-  template <class Part>
-  [[nodiscard]] static Part& existing(std::string_view fn, const std::shared_ptr<Part>& part) {
-    detail::require(part != nullptr, fn, "module, expected one whose configuration has this part");
-    return *part;
-  }
-
-  /// What a call computes, and of what, besides its mask and score function.
-  struct Arguments {
-    View<T, 3> y{};
-    View<const T, 3> x{};
-    View<const T, 3> context{};   ///< of cross-attention [B,K,C]; else absent
-    KvCache<T>* cache = nullptr;  ///< of cross-attention: the context's keys and values
-    RotaryPositions positions{};
-    View<T, 4> weights{};
-  };
 
   /// How many keys a query of x sees at most.
   [[nodiscard]] Index keys_of(View<const T, 3> x, View<const T, 3> context, const KvCache<T>* cache) const {
@@ -490,12 +457,6 @@ class LlamaAttention {
   void lay_out(Activations& saved, const Arguments& arguments) const;
   template <class M, class F>
   void run_saving(const Arguments& arguments, const M& mask, const F& score, Activations& saved) const;
-  /// What backward writes.
-  struct Gradients {
-    View<T, 3> x;
-    View<T, 3> context;            ///< absent unless asked for
-    View<Accumulator<T>, 4> mask;  ///< absent unless asked for
-  };
   void check_backward(const Gradients& out, View<const T, 3> grad_y, const Activations& saved) const;
   void run_backward(const Gradients& out, View<const T, 3> grad_y, const Activations& saved);
   /// Projections backward, of what `project` computed.

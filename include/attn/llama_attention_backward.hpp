@@ -80,7 +80,7 @@ void LlamaAttention<T>::check_backward(const Gradients& out, View<const T, 3> gr
   detail::require_shape(fn, "grad_y [B,S,E]", grad_y, saved.x_.shape());
   detail::require_shape(fn, "grad_x [B,S,E]", out.x, saved.x_.shape());
   projection_dropout_.check(View<T, 3>(nullptr, grad_y.shape()), grad_y);
-  query_.check(View<T, 3>(nullptr, {saved.call_.q.dimension(0), saved.call_.q.dimension(1), projected_size()}),
+  query_.check(View<T, 3>(nullptr, {saved.call_.q.dimension(0), saved.call_.q.dimension(1), sizes().projected}),
                View<const T, 3>(out.x));
   detail::require_apart(fn, detail::layout_of("grad_x", out.x), detail::layout_of("grad_y", grad_y));
   if (!detail::is_absent(out.context)) {
@@ -116,7 +116,7 @@ void LlamaAttention<T>::run_backward(const Gradients& out, View<const T, 3> grad
   out_proj_.backward_into(grad_attended, grad_out, View<const T, 3>(call.gated));
   if (config_->output_gate)
     detail::apply_gates_backward(grad_attended.data(), grad.gates.data(), grad_attended.data(), call.attended.data(),
-                                 call.gates.data(), tokens, attended_size());
+                                 call.gates.data(), tokens, sizes.H * sizes.Dv);
 
   // attended = attention(q, k, v)
   const Isa isa = active_isa();

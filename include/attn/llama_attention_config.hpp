@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 
 #include "error.hpp"
 #include "math.hpp"
@@ -123,6 +124,50 @@ template <Scalar T>
     }
   complete_options<T>(c);
   return c;
+}
+
+/// Sizes that follow from a configuration, over all heads.
+struct LlamaSizes {
+  Index queries;     ///< H * D
+  Index attended;    ///< H * Dv: what attention gives
+  Index projected;   ///< of the query projection: queries, and gates where there are any
+  Index keys;        ///< G * D
+  Index values;      ///< G * Dv
+  Index key_inputs;  ///< of the key and value projections
+
+  explicit LlamaSizes(const LlamaAttentionConfig& c)
+      : queries(c.num_attention_heads * c.head_dim),
+        attended(c.num_attention_heads * c.value_head_dim),
+        projected(queries + (c.output_gate ? attended : 0)),
+        keys(c.num_key_value_heads * c.head_dim),
+        values(c.num_key_value_heads * c.value_head_dim),
+        key_inputs(c.context_size > 0 ? c.context_size : c.hidden_size) {}
+};
+
+/// Throws unless modules of these configurations can share their parameters.
+[[gnu::cold]] inline void check_alike(std::string_view fn, const LlamaAttentionConfig& a,
+                                      const LlamaAttentionConfig& b) {
+  const auto sizes = [](const LlamaAttentionConfig& c) {
+    return std::array<Index, 5>{c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                                c.bias ? 1 : 0};
+  };
+  const auto parts = [](const LlamaAttentionConfig& c) {
+    const auto flag = [](std::optional<bool> bias) { return Index{bias.value_or(false)}; };
+    return std::array<Index, 9>{c.value_head_dim,
+                                c.context_size,
+                                flag(c.query_bias),
+                                flag(c.key_bias),
+                                flag(c.value_bias),
+                                flag(c.output_bias),
+                                static_cast<Index>(c.query_key_norm),
+                                Index{c.sinks},
+                                Index{c.output_gate}};
+  };
+  require(sizes(a) == sizes(b), fn, "modules of different sizes, expected [E,H,G,D,bias] = ", as_shape(sizes(a)),
+          ", got ", as_shape(sizes(b)));
+  require(parts(a) == parts(b), fn,
+          "modules of different parts, expected [Dv, context, biases of q, k, v, output, norm, sinks, gate] = ",
+          as_shape(parts(a)), ", got ", as_shape(parts(b)));
 }
 
 }  // namespace attn::detail

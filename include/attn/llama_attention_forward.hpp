@@ -17,8 +17,10 @@ void LlamaAttention<T>::check_projections(std::string_view fn) const {
   const Index E = config_->hidden_size;
   detail::require(E > 0, fn, "module, expected one with projections, got one moved from");
   const std::array<std::string_view, 4> names{"query", "key", "value", "out_proj"};
-  const std::array<std::array<Index, 2>, 4> expected{
-      {{E, projected_size()}, {key_input_size(), key_size()}, {key_input_size(), value_size()}, {attended_size(), E}}};
+  const std::array<std::array<Index, 2>, 4> expected{{{E, sizes().projected},
+                                                      {sizes().key_inputs, sizes().keys},
+                                                      {sizes().key_inputs, sizes().values},
+                                                      {sizes().attended, E}}};
   for (std::size_t i = 0; i < names.size(); ++i) {
     const std::array<Index, 2> got{projections()[i]->in_features(), projections()[i]->out_features()};
     detail::require(got == expected[i], fn, names[i], " [in,out], expected ", detail::as_shape(expected[i]), ", got ",
@@ -38,6 +40,9 @@ void LlamaAttention<T>::check_cache(std::string_view fn, Index B, Index S, const
       "cache, expected RotaryConfig::length or LlamaAttentionConfig::max_length to be set (cached keys do not "
       "follow the length) or a capacity of at most original_length = ",
       rotary_ ? rotary_->same_up_to() : 0, ", got ", cache.capacity());
+  detail::require(cache.window() == 0 || (config_->window && *config_->window <= cache.window()), fn,
+                  "cache, expected one that keeps the module's window of ", config_->window.value_or(cache.capacity()),
+                  " tokens, got a window of ", cache.window());
   cache.check_room(S);
 }
 
@@ -61,7 +66,7 @@ void LlamaAttention<T>::check(const Arguments& arguments) const {
   detail::require(x.dimension(2) == config_->hidden_size, in_forward, "input [B,S,E], expected a last dimension of ",
                   config_->hidden_size, ", got ", detail::as_shape(x.shape()));
   detail::require_shape(in_forward, "output [B,S,E]", y, x.shape());
-  const std::array<Index, 3> queries{B, S, projected_size()}, attended{B, S, attended_size()};
+  const std::array<Index, 3> queries{B, S, sizes().projected}, attended{B, S, sizes().attended};
   detail::checked_size<T>(in_forward, "queries [B,S,H*D]", detail::as_shape(queries));
   detail::checked_size<T>(in_forward, "output of attention [B,S,H*Dv]", detail::as_shape(attended));
   query_.check(View<T, 3>(nullptr, queries), x);
@@ -83,22 +88,22 @@ LlamaIntermediates<T> LlamaAttention<T>::lay_out(detail::Scratch& memory, Index 
   const auto tokens = [&](Index n, Index size) { return View<T, 3>(memory.take<T>(B * n * size), {B, n, size}); };
   const auto numbers = [&](Index n) { return std::span(memory.take<Index>(n), static_cast<std::size_t>(n)); };
   const Index heads = config_->sinks ? config_->num_attention_heads : 0;
-  Intermediates call{.q = tokens(S, query_size()),
-                     .k = tokens(K, key_size()),
-                     .v = tokens(K, value_size()),
-                     .attended = tokens(S, attended_size()),
+  Intermediates call{.q = tokens(S, sizes().queries),
+                     .k = tokens(K, sizes().keys),
+                     .v = tokens(K, sizes().values),
+                     .attended = tokens(S, sizes().attended),
                      .start = numbers(B),
                      .lengths = numbers(B),
                      .unpadded = numbers(rotary_ && S > rotary_->same_up_to() ? B : 0),
                      .sinks = std::span(memory.take<double>(heads), static_cast<std::size_t>(heads))};
   const bool keeps_plain = training && query_norm_ != nullptr;
-  call.plain_q = keeps_plain ? tokens(S, query_size()) : call.q;
-  call.plain_k = keeps_plain ? tokens(K, key_size()) : call.k;
+  call.plain_q = keeps_plain ? tokens(S, sizes().queries) : call.q;
+  call.plain_k = keeps_plain ? tokens(K, sizes().keys) : call.k;
   call.gated = call.attended;
   if (config_->output_gate) {
-    call.projected = tokens(S, projected_size());
-    call.gates = tokens(S, attended_size());
-    if (training) call.gated = tokens(S, attended_size());
+    call.projected = tokens(S, sizes().projected);
+    call.gates = tokens(S, sizes().attended);
+    if (training) call.gated = tokens(S, sizes().attended);
   }
   return call;
 }
@@ -205,7 +210,7 @@ template <Scalar T>
 void LlamaAttention<T>::output(const View<T, 3>& y, Intermediates& call) const {
   if (config_->output_gate)
     detail::apply_gates(call.gated.data(), call.attended.data(), call.gates.data(),
-                        call.gated.dimension(0) * call.gated.dimension(1), attended_size());
+                        call.gated.dimension(0) * call.gated.dimension(1), sizes().attended);
   multiply(out_proj_, y, call.gated);
   projection_dropout_.forward_into(y, View<const T, 3>(y), call.projection_dropout);
 }
@@ -262,7 +267,7 @@ KvCache<T> LlamaAttention<T>::project_context(View<const T, 3> context) const {
   detail::require(is_cross(), fn, "module, expected one with context_size");
   const Index B = context.dimension(0), K = context.dimension(1);
   check_context(fn, B, context, false);
-  const std::array<Index, 3> shape{B, K, key_size() + value_size()};
+  const std::array<Index, 3> shape{B, K, sizes().keys + sizes().values};
   detail::checked_size<T>(fn, "keys and values", detail::as_shape(shape));
   const Workspace::Frame frame;
   Arguments arguments;
@@ -279,7 +284,7 @@ KvCache<T> LlamaAttention<T>::project_context(View<const T, 3> context) const {
 
 template <Scalar T>
 Tensor<T, 1> LlamaAttention<T>::sinks() const {
-  const Sinks& sinks = existing("LlamaAttention::sinks", sinks_);
+  const Sinks& sinks = detail::existing("LlamaAttention::sinks", sinks_);
   auto scores = detail::make_tensor<T, 1>({std::ssize(sinks.scores)});
   std::copy(sinks.scores.begin(), sinks.scores.end(), scores.data());
   return scores;
@@ -288,7 +293,7 @@ Tensor<T, 1> LlamaAttention<T>::sinks() const {
 template <Scalar T>
 void LlamaAttention<T>::set_sinks(View<const T, 1> sinks) {
   constexpr auto fn = "LlamaAttention::set_sinks";
-  Sinks& own = existing(fn, sinks_);
+  Sinks& own = detail::existing(fn, sinks_);
   detail::require_shape(fn, "sinks [H]", sinks, {std::ssize(own.scores)});
   for (Index h = 0; h < sinks.size(); ++h)
     detail::require(detail::is_finite(static_cast<Accumulator<T>>(sinks(h))), fn,
@@ -298,7 +303,7 @@ void LlamaAttention<T>::set_sinks(View<const T, 1> sinks) {
 
 template <Scalar T>
 Tensor<Accumulator<T>, 1> LlamaAttention<T>::sinks_gradient() const {
-  const Sinks& sinks = existing("LlamaAttention::sinks_gradient", sinks_);
+  const Sinks& sinks = detail::existing("LlamaAttention::sinks_gradient", sinks_);
   auto gradient = detail::make_tensor<Accumulator<T>, 1>({std::ssize(sinks.gradient)});
   std::copy(sinks.gradient.begin(), sinks.gradient.end(), gradient.data());
   return gradient;

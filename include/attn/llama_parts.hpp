@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
+#include <memory>
+#include <string_view>
 #include <vector>
 
+#include "llama_attention_config.hpp"
 #include "memory.hpp"
 #include "parallel.hpp"
 #include "parameter.hpp"
@@ -25,6 +27,26 @@ struct Sinks {
   explicit Sinks(Index heads)
       : scores(static_cast<std::size_t>(heads), T(0)), gradient(static_cast<std::size_t>(heads)) {}
 };
+
+/// The norm of queries or keys, all heads of which have this size; null where there is none.
+template <Scalar T>
+[[nodiscard]] std::shared_ptr<RmsNorm<T>> make_norm(const LlamaAttentionConfig& config, Index size) {
+  const QueryKeyNorm norm = config.query_key_norm;
+  if (norm == QueryKeyNorm::none) return nullptr;
+  return std::make_shared<RmsNorm<T>>(
+      norm == QueryKeyNorm::whole_projection ? size : config.head_dim, config.norm_epsilon,
+      norm == QueryKeyNorm::per_head_one_plus_weight ? NormFactor::one_plus_weight : NormFactor::weight);
+}
+/// A copy of a part that a module may lack.
+template <class Part>
+[[nodiscard]] std::shared_ptr<Part> copy_of(const std::shared_ptr<Part>& part) {
+  return part ? std::make_shared<Part>(*part) : nullptr;
+}
+template <class Part>
+[[nodiscard]] Part& existing(std::string_view fn, const std::shared_ptr<Part>& part) {
+  require(part != nullptr, fn, "module, expected one whose configuration has this part");
+  return *part;
+}
 
 /// 1 / (1 + e^-x), without overflow.
 template <class A>

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <span>
 
 #include "kernel/problem.hpp"
 #include "math.hpp"
 #include "memory.hpp"
+#include "parallel.hpp"
 #include "tensor.hpp"
 
 namespace attn {
@@ -71,14 +73,18 @@ class PackedMatrix {
   }
   [[nodiscard]] Index row_offset(Index o) const { return o / width * in() * width + o % width; }
 
-  /// Visits the matrix panel by panel, a cache line of each output's inputs at a time, so that what is read and what is
-  /// written stay in L1: block(first output, outputs, first input, end of inputs).
+  /// Visits the matrix panel by panel, on several threads where that is worth it, a cache line of each output's inputs at a
+  /// time, so that what is read and what is written stay in L1: block(first output, outputs, first input, end of inputs).
   template <class Block>
   void for_each_block(const Block& block) const {
     constexpr Index inputs = 64 / static_cast<Index>(sizeof(T));
-    for (Index first = 0; first < out(); first += width)
-      for (Index i = 0; i < in(); i += inputs)
-        block(first, std::min(width, out() - first), i, std::min(i + inputs, in()));
+    constexpr double work_of_an_element = 4;
+    detail::run_tasks(detail::ceil_div(out(), width), work_of_an_element * static_cast<double>(out() * in()), 0,
+                      [&](Index panel, std::byte*) {
+                        const Index first = panel * width;
+                        for (Index i = 0; i < in(); i += inputs)
+                          block(first, std::min(width, out() - first), i, std::min(i + inputs, in()));
+                      });
   }
 
   detail::EmptyWhenMoved<Held> held_;

@@ -107,6 +107,27 @@ class Rotary {
     backward(View<detail::Element<Q>, 4>(grad_q), View<detail::Element<Q>, 4>(grad_k), positions, lengths);
   }
 
+  /// Turns keys [B,G,S,D] that `apply` has rotated, in place, to `by` positions further on, back where it is negative. The
+  /// attention factor stays in them once.
+  /// Conventions: frequencies are those of a sequence of up to same_up_to() positions.
+  /// Errors: another head size, a last axis that is not contiguous.
+  template <Scalar T>
+  void turn(View<T, 4> keys, Index by) const {
+    check_views("Rotary::turn", std::array{detail::layout_of("view", keys)});
+    const Workspace::Frame frame;
+    auto* const frequency = frame.take<double>(pairs());
+    float *const cosine = frame.take<float>(pairs()), *const sine = frame.take<float>(pairs());
+    frequencies(0, {frequency, static_cast<std::size_t>(pairs())});
+    for (Index i = 0; i < pairs(); ++i) {
+      cosine[i] = static_cast<float>(std::cos(static_cast<double>(by) * frequency[i]));
+      sine[i] = static_cast<float>(std::sin(static_cast<double>(by) * frequency[i]));
+    }
+    for (Index b = 0; b < keys.dimension(0); ++b)
+      for (Index g = 0; g < keys.dimension(1); ++g)
+        for (Index s = 0; s < keys.dimension(2); ++s)
+          rotate_row<false>(&keys(b, g, s, 0), Angles{.b = b, .s = s, .cosine = cosine, .sine = sine});
+  }
+
  private:
   /// The cosines and sines of one token: batch entry b, row s.
   struct Angles {
@@ -223,7 +244,7 @@ class OptionalRotary {
   OptionalRotary() = default;
   OptionalRotary(std::nullopt_t) {}  // NOLINT: converts as std::optional does
   OptionalRotary(const RotaryConfig& config) : config_(copy(config)), functions_(&functions) {}  // NOLINT: the same
-  [[gnu::noinline]] OptionalRotary(const std::optional<RotaryConfig>& config)                    // NOLINT: the same
+  OptionalRotary(const std::optional<RotaryConfig>& config)                                      // NOLINT: the same
       : OptionalRotary(config ? OptionalRotary(*config) : OptionalRotary()) {}
   OptionalRotary(const OptionalRotary& other)
       : config_(other ? other.functions_->copy(*other) : nullptr), functions_(other.functions_) {}

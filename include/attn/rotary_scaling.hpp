@@ -56,6 +56,11 @@ struct YarnScaling {
   bool truncate = true;                         ///< round the ends of the ramp to whole dimensions
 };
 
+// g++ 12 takes the vectors of a variant for some that may not be set, where it is inside an optional.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 /// Divides each frequency by a factor of its own, one set of factors for short sequences and one for long ones.
 /// Source: Ding et al., "LongRoPE", 2024; Phi-3.
 struct LongRopeScaling {
@@ -79,6 +84,10 @@ struct RotaryConfig {
   /// scaling need it with a cache that holds more than original_length: keys in it keep the frequencies they came with.
   std::optional<Index> length = {};
 };
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn

@@ -41,15 +41,9 @@ class StoredWeight {
  public:
   StoredWeight() = default;
   /// Zeros. Errors: sizes that are negative or that memory cannot hold.
-  StoredWeight(WeightFormat format, Index out, Index in) : format_(format), out_(out), in_(in) {
-    const auto checked = [&](Index rows, Index inputs) {
-      return detail::checked_size<float>("Linear", "weight [out,in]",
-                                         detail::as_shape(std::array<Index, 2>{rows, inputs}));
-    };
-    checked(out, in);  // then rounding up does not overflow
-    const Index elements = checked(detail::round_up(out, width), inputs());
-    values_.assign(static_cast<std::size_t>(elements * bits() / 8), std::byte{zero_byte()});
-    if (grouped()) scales_.assign(static_cast<std::size_t>(elements / group), Eigen::half(0));
+  StoredWeight(WeightFormat format, Index out, Index in) : StoredWeight(Unset{}, format, out, in) {
+    std::ranges::fill(values_, std::byte{zero_byte()});
+    std::ranges::fill(scales_, Eigen::half(0));
   }
 
   [[nodiscard]] WeightFormat format() const { return format_; }
@@ -109,19 +103,31 @@ class StoredWeight {
   [[nodiscard]] static constexpr Index block_bytes(WeightFormat format) {
     return format == WeightFormat::int8 ? 2 + group : 2 + group / 2;
   }
-  /// Takes over an output's blocks of Q8_0 or Q4_0, [in / 32]; without loss.
-  void set_blocks(Index o, const std::byte* block) {
+  /// Bytes of an output's weights as files have them: blocks of groups, or numbers of 16 bits.
+  [[nodiscard]] static constexpr Index row_bytes(WeightFormat format, Index in) {
+    return format == WeightFormat::int8 || format == WeightFormat::int4 ? in / group * block_bytes(format) : 2 * in;
+  }
+  /// Writes an output's blocks, as set_blocks takes them.
+  void get_blocks(Index o, std::byte* block) const {
     for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
-      std::memcpy(static_cast<void*>(&scale(o, first)), block, 2);
-      const std::byte* const numbers = block + 2;
-      for (Index i = 0; i < group; ++i) {
-        // Q8_0 has a number with its sign, Q4_0 one from 0: the first half of a group in the lower halves of its bytes.
-        const auto eight = static_cast<std::int8_t>(numbers[format_ == WeightFormat::int8 ? i : 0]);
-        const int four = std::to_integer<int>(numbers[i % (group / 2)]) >> (i < group / 2 ? 0 : 4) & 15;
-        set_number(o, first + i, format_ == WeightFormat::int8 ? eight + zero() : four);
+      std::memcpy(block, static_cast<const void*>(&scale(o, first)), 2);
+      std::byte* const numbers = block + 2;
+      for (Index i = 0; i < (format_ == WeightFormat::int8 ? group : group / 2); ++i) {
+        const int low = number(o, first + i);
+        numbers[i] = static_cast<std::byte>(
+            format_ == WeightFormat::int8 ? low - zero() : low | number(o, first + i + group / 2) << 4);
       }
     }
   }
+  /// A weight of rows as files have them, [out][row_bytes]; without loss. With groups, `in` is a multiple of 32.
+  [[nodiscard]] static StoredWeight of_rows(WeightFormat format, Index out, Index in, const std::byte* rows) {
+    StoredWeight weight(Unset{}, format, out, in);
+    detail::run_tasks(detail::ceil_div(out, width), static_cast<double>(weight.bytes()), 0,
+                      [&](Index panel, std::byte*) { weight.load_panel(panel, rows); });
+    return weight;
+  }
+  /// Takes over an output's blocks of Q8_0 or Q4_0, [in / 32]; without loss.
+  void set_blocks(Index o, const std::byte* blocks) { load_groups(o, 1, blocks); }
   /// Calls f(first output, end of outputs, scratch) for parts of the outputs, on several threads where that is worth it: what
   /// f sets of different parts shares no memory. Scratch has room for `in` floats.
   template <class F>
@@ -135,6 +141,19 @@ class StoredWeight {
 
  private:
   static constexpr Index width = kernel::panel_width<float>, group = kernel::group_inputs;
+
+  struct Unset {};
+  /// Takes the memory, whose numbers are not set.
+  StoredWeight(Unset, WeightFormat format, Index out, Index in) : format_(format), out_(out), in_(in) {
+    const auto checked = [&](Index rows, Index inputs) {
+      return detail::checked_size<float>("Linear", "weight [out,in]",
+                                         detail::as_shape(std::array<Index, 2>{rows, inputs}));
+    };
+    checked(out, in);  // then rounding up does not overflow
+    const Index elements = checked(detail::round_up(out, width), inputs());
+    values_.resize(static_cast<std::size_t>(elements * bits() / 8));
+    if (grouped()) scales_.resize(static_cast<std::size_t>(elements / group));
+  }
 
   [[nodiscard]] int bits() const {
     if (format_ == WeightFormat::int4) return 4;
@@ -185,6 +204,94 @@ class StoredWeight {
     const int others = std::to_integer<int>(values_[byte]) & ~(((1 << bits()) - 1) << shift);
     values_[byte] = static_cast<std::byte>(others | number << shift);
   }
+
+  // ---- Rows of files, panel by panel ----
+
+  /// Outputs that are loaded side by side: what they write fills cache lines, and few enough rows are read at once.
+  static constexpr Index strip = 16;
+  static constexpr Index four = 4;  // words of a vector
+
+  void load_panel(Index panel, const std::byte* rows) {
+    const Index first = panel * width, outputs = std::min(width, out_ - first), row = row_bytes(format_, in_);
+    if (outputs < width) clear_panel(panel);
+    for (Index o = 0; o < outputs; o += strip) {
+      const std::byte* const from = rows + (first + o) * row;
+      const Index n = std::min(strip, outputs - o);
+      if (grouped())
+        load_groups(first + o, n, from);
+      else
+        load_numbers(first + o, n, from);
+    }
+  }
+  void clear_panel(Index panel) {
+    const Index elements = width * inputs(), bytes = elements * bits() / 8;
+    std::fill_n(values_.begin() + panel * bytes, bytes, std::byte{zero_byte()});
+    if (grouped()) std::fill_n(scales_.begin() + panel * (elements / group), elements / group, Eigen::half(0));
+  }
+  /// Loads the blocks of n outputs of a panel, whose rows follow each other.
+  void load_groups(Index first, Index n, const std::byte* rows) {
+    const Index row = row_bytes(format_, in_), block = block_bytes(format_), words = bits();
+    const auto [at, shift] = where(first, 0);
+    std::byte* to = values_.data() + at;
+    Eigen::half* scales = &scale(first, 0);
+    for (Index g = 0; g < in_ / group; ++g, rows += block, to += words * width * 4, scales += width) {
+      for (Index o = 0; o < n; ++o) std::memcpy(static_cast<void*>(scales + o), rows + o * row, 2);
+      if (format_ == WeightFormat::int8)
+        load_group_of_8(to, n, rows + 2, row);
+      else
+        load_group_of_4(to, n, rows + 2, row);
+    }
+  }
+  /// Signed bytes become bytes from 0: their highest bit turns round. Words are those of the file.
+  static void load_group_of_8(std::byte* to, Index n, const std::byte* rows, Index row) {
+    for (Index word = 0; word < 8; word += four) {
+      Index o = 0;
+      for (; o + four <= n; o += four) load_four_by_four(to + (word * width + o) * 4, rows + o * row + word * 4, row);
+      for (; o < n; ++o)
+        for (Index w = word; w < word + four; ++w)
+          set_word(to + (w * width + o) * 4, word_at(rows + o * row + w * 4) ^ 0x80808080U);
+    }
+  }
+  /// Four words of four rows, transposed in registers.
+  static void load_four_by_four(std::byte* to, const std::byte* rows, Index row) {
+    using Words [[gnu::vector_size(16)]] = std::uint32_t;
+    const auto words = [&](Index i) {
+      Words four_words;
+      std::memcpy(&four_words, rows + i * row, sizeof four_words);
+      return four_words ^ 0x80808080U;
+    };
+    const Words a = words(0), b = words(1), c = words(2), d = words(3);
+    const Words ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Words ab_end = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_end = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Words columns[] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                             __builtin_shufflevector(ab_end, cd_end, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab_end, cd_end, 2, 3, 6, 7)};
+    for (Index w = 0; w < four; ++w) std::memcpy(to + w * width * 4, &columns[w], sizeof columns[w]);
+  }
+  /// The file has inputs j and j + 16 in byte j; a word here has eight inputs that follow each other.
+  static void load_group_of_4(std::byte* to, Index n, const std::byte* rows, Index row) {
+    constexpr std::uint32_t low = 0x0F0F0F0FU;
+    for (Index o = 0; o < n; ++o)
+      for (Index pair = 0; pair < 2; ++pair) {
+        const std::uint32_t a = word_at(rows + o * row + pair * 8), b = word_at(rows + o * row + pair * 8 + 4);
+        set_word(to + (pair * width + o) * 4, (a & low) | (b & low) << 4);
+        set_word(to + ((pair + 2) * width + o) * 4, (a >> 4 & low) | (b & ~low));
+      }
+  }
+  /// Loads n rows of numbers of 16 bits.
+  void load_numbers(Index first, Index n, const std::byte* rows) {
+    std::byte* const to = values_.data() + place(first, 0) * 2;
+    for (Index i = 0; i < in_; ++i)
+      for (Index o = 0; o < n; ++o) std::memcpy(to + (i * width + o) * 2, rows + (o * in_ + i) * 2, 2);
+  }
+  [[nodiscard]] static std::uint32_t word_at(const std::byte* from) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, from, sizeof word);
+    return word;
+  }
+  static void set_word(std::byte* to, std::uint32_t word) { std::memcpy(to, &word, sizeof word); }
+
+  // ---- Rounding ----
 
   /// Rounds a group. The scale maps its largest weight to 127 or, with 4 bits, to -8: these numbers reach further down than up.
   void set_group(Index o, Index first, const float* weights, Index n) {

@@ -49,7 +49,7 @@ struct Source {
         scratch_memory(as_size(size_of_scratch(isa)), std::byte{0xA5}),
         scratch(scratch_memory.data()),
         rows(kernel::arithmetic_of<A>(isa), kernel::row_format_of<A, Storage>(isa), shape, scratch) {
-    rows.begin(bytes_of(memory.data()));
+    rows.begin({bytes_of(memory.data())});
   }
 
   /// Copies of rows `begin` to before `end` are the memory's rows, and end in zeros.
@@ -169,7 +169,7 @@ TYPED_TEST(RowSource, AnotherHeadIsReadAnew) {
     Source<TypeParam> source(isa, 5, true, 3), other(isa, 5, true, 3);
     other.change_memory();
     source.rows.rows(8, 8, 16);
-    source.rows.begin(bytes_of(other.memory.data()));
+    source.rows.begin({bytes_of(other.memory.data())});
     const auto rows = source.rows.rows(8, 8, 16);
     for (Index t = 0; t < step; ++t) ASSERT_EQ(static_cast<double>(rows.first[t * rows.stride]), 99.0) << t;
   });
@@ -180,7 +180,7 @@ TYPED_TEST(RowSource, TheSameHeadKeepsItsCopies) {
     Source<TypeParam> source(isa, 5, true, 3);
     source.rows.rows(8, 8, 16);
     source.change_memory();
-    source.rows.begin(bytes_of(source.memory.data()));
+    source.rows.begin({bytes_of(source.memory.data())});
     ASSERT_NO_FATAL_FAILURE(source.check_copies(source.rows.rows(8, 8, 16), 8, 16));
   });
 }
@@ -230,7 +230,7 @@ TYPED_TEST(RowSource, ReadsNothingBesideTheRowsAskedFor) {
       Source<TypeParam> source(isa, 5, true, 1);
       const Index stride = source.stride, begin = 11, end = 14, size = (end - begin - 1) * stride + source.size;
       const GuardedCopy<TypeParam> three(source.memory.data() + begin * stride, size, where);
-      source.rows.begin(bytes_of(three.data() - begin * stride));
+      source.rows.begin({bytes_of(three.data() - begin * stride)});
       ASSERT_NO_FATAL_FAILURE(source.check_copies(source.rows.rows(8, begin, end), begin, end));
     });
   });

@@ -46,7 +46,20 @@ class HuggingFaceFolder {
   }
 
   [[nodiscard]] const HuggingFaceConfig& config() const { return config_; }
+  /// As config.json says it; of a model with parts, as gemma3, that of its text model.
+  [[nodiscard]] const std::string& model_type() const { return config_.model_type(); }
   [[nodiscard]] Index layers() const { return config_.layers(); }
+  /// Other values of config.json, for the parts around attention. Errors: one that is missing or of another kind.
+  [[nodiscard]] Index size(const char* key) const {
+    detail::JsonObject json = values();
+    return json.required(key, json.integer(key, 0));
+  }
+  [[nodiscard]] double number(const char* key) const {
+    detail::JsonObject json = values();
+    return json.required(key, json.number(key));
+  }
+  [[nodiscard]] bool flag(const char* key, bool otherwise) const { return values().boolean(key).value_or(otherwise); }
+
   /// What the attention of layer 0, 1, ... is made of. Errors: a layer that does not exist.
   [[nodiscard]] const LlamaAttentionConfig& attention_config(Index layer) const { return config_.attention(layer); }
 
@@ -87,6 +100,7 @@ class HuggingFaceFolder {
   static constexpr std::string_view fn = "HuggingFaceFolder";
   static constexpr std::uintmax_t most_config_bytes = std::uintmax_t{1} << 24;
 
+  [[nodiscard]] detail::JsonObject values() const { return {fn, "config.json: ", config_.json()}; }
   [[nodiscard]] std::string layer_prefix(Index layer) const {
     return prefix_ + "layers." + std::to_string(layer) + ".self_attn.";
   }

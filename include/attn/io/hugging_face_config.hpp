@@ -231,8 +231,8 @@ class HuggingFaceConfig {
                     layers() - 1, ", got ", layer);
     return attention_[static_cast<std::size_t>(layer)];
   }
-  /// All that the file says.
-  [[nodiscard]] const nlohmann::json& json() const { return json_; }
+  /// All that the file says, of a model with parts about its text model.
+  [[nodiscard]] const nlohmann::json& json() const { return is_inner_ ? json_.at("text_config") : json_; }
 
  private:
   static constexpr std::string_view fn = "HuggingFaceConfig";
@@ -245,6 +245,7 @@ class HuggingFaceConfig {
     top.refuse_others(detail::hugging_face_unrelated, unrelated);
     if (inner->text("model_type").value_or("gemma3_text") != "gemma3_text") inner->refuse("model_type", "gemma3_text");
     read(*inner, "gemma3_text", unrelated);
+    is_inner_ = true;
   }
   void read(detail::JsonObject& json, const std::string& type, const std::vector<std::string>& unrelated) {
     const detail::HuggingFaceFamily* const family = detail::find_hugging_face_family(type);
@@ -255,6 +256,7 @@ class HuggingFaceConfig {
   }
 
   nlohmann::json json_;
+  bool is_inner_ = false;  // whether the text model's config stands inside
   std::string model_type_;
   std::vector<LlamaAttentionConfig> attention_;  // by layer
 };

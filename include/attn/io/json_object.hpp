@@ -42,10 +42,15 @@ namespace attn::detail {
   return text;
 }
 
-/// Parses a JSON object. `where`, a file's name, stands in messages. Errors: any other text.
+/// Parses a JSON object. `where`, a file's name, stands in messages. Errors: any other text, more than 32 levels, which
+/// would also take that much stack to print or compare.
 [[nodiscard]] inline nlohmann::json parse_object(std::string_view function, std::string_view where,
                                                  std::string_view text) {
-  nlohmann::json object = nlohmann::json::parse(text, nullptr, false);
+  const auto check_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    require(depth <= 32, function, where, ", expected at most 32 levels");
+    return true;
+  };
+  nlohmann::json object = nlohmann::json::parse(text, check_depth, false);
   require(!object.is_discarded() && object.is_object(), function, where, ", expected a JSON object, got ",
           object.is_discarded() ? std::string_view("text that is not JSON") : object.type_name());
   return object;

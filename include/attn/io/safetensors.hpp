@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <span>
@@ -98,7 +99,7 @@ class SafetensorsFile {
     detail::require(std::ssize(tensor.shape) == Rank, fn, name, ", expected rank ", Index{Rank}, ", got ",
                     Shape(tensor.shape));
     std::array<Index, std::size_t{Rank}> shape{};
-    std::copy(tensor.shape.begin(), tensor.shape.end(), shape.begin());
+    if constexpr (Rank > 0) std::copy(tensor.shape.begin(), tensor.shape.end(), shape.begin());
     return shape;
   }
   /// Names the nearest name: the one with the longest common end, where exporters differ in prefixes.

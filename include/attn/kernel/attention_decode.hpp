@@ -82,9 +82,9 @@ class DecodeTasks {
     load_queries(b, g, buffers.queries);
     const Kept kept = kept_keys(b, g, begin, end);
 
-    buffers.k.begin(problem_.k.at(b, g, 0));
+    buffers.k.begin(problem_.k.of_head(b, g));
     score(kept, begin, buffers);
-    buffers.v.begin(problem_.v.at(b, g, 0));
+    buffers.v.begin(problem_.v.of_head(b, g));
     for (Index t = begin; t < end; t += chunk_keys) {
       A* const partials = partials_of(b, g) + t / chunk_keys * partial();
       const Index from = std::max(kept.begin, t), to = std::min({kept.end, t + chunk_keys, end});
@@ -204,7 +204,7 @@ class DecodeTasks {
   void score(const Kept& kept, Index begin, Buffers& buffers) const {
     const bool copied = key_rows().copied;
     for (Index t = kept.begin; t < kept.end;) {
-      const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : kept.end;
+      const Index end = copied ? std::min(t - t % copy_keys + copy_keys, kept.end) : buffers.k.stretch_end(t, kept.end);
       const auto k = buffers.k.stored_rows(t, t, end);
       (copied ? arithmetic_.score_rows : kernels_.keys.score_rows)({.scores = buffers.scores + t - begin,
                                                                     .scores_row = scores_row(),

@@ -149,8 +149,8 @@ class AttentionTasks<Q>::Worker {
   void begin_head(Index head) {
     b_ = head / problem_.H, h_ = head % problem_.H;
     const Index g = h_ / (problem_.H / problem_.G);
-    k_.begin(problem_.k.at(b_, g, 0));
-    v_.begin(problem_.v.at(b_, g, 0));
+    k_.begin(problem_.k.of_head(b_, g));
+    v_.begin(problem_.v.of_head(b_, g));
   }
 
   /// A block of the head's queries.

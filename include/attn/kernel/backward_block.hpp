@@ -95,8 +95,8 @@ class BackwardBlock {
   void begin_head(Index batch, Index head) {
     b = batch, h = head;
     const Index g = head / (n_.H / n_.G);
-    k.begin(n_.k.at(b, g, 0));
-    v.begin(n_.v.at(b, g, 0));
+    k.begin(n_.k.of_head(b, g));
+    v.begin(n_.v.of_head(b, g));
     std::fill_n(factor_of_scores_, shape_.panel, n_.scale);
     std::fill_n(factor_of_weights_, shape_.panel, shape_.scale);
   }

@@ -54,12 +54,29 @@ struct Heads {
   [[nodiscard]] T* at(Index b, Index h, Index s) const { return data + b * batch + h * head + s * row; }
 };
 
+/// Keys of a run: a page of a cache is one run or several, and a step of a kernel lies in one.
+inline constexpr Index run_keys = 64;
+
+/// Rows of one head of keys or values: one after another, or in runs that each lie somewhere.
+struct HeadRows {
+  const std::byte* first;                  ///< the first row, where there are no runs
+  const std::byte* const* runs = nullptr;  ///< where each run of the sequence lies; null where nothing is held
+  Index offset = 0;                        ///< bytes from there to the head's rows
+
+  bool operator==(const HeadRows&) const = default;
+};
+
 /// Rows of keys or values [B,G,T,size] in some format; strides are in bytes, the last axis is contiguous.
 struct StoredRows {
   const std::byte* data;
   Index batch, head, row;
+  const std::byte* const* runs = nullptr;  ///< [B][runs_row], or null; `data` and `batch` are then not looked at
+  Index runs_row = 0;                      ///< runs from one sequence to the next
 
-  [[nodiscard]] const std::byte* at(Index b, Index g, Index t) const { return data + b * batch + g * head + t * row; }
+  [[nodiscard]] HeadRows of_head(Index b, Index g) const {
+    if (runs == nullptr) return {data + b * batch + g * head};
+    return {nullptr, runs + b * runs_row, g * head};
+  }
 };
 
 /// Attention of all heads. Queries and outputs are stored as Q, keys and values each in a format of their own.

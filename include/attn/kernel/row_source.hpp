@@ -1,6 +1,7 @@
 // Floor 2. Rows of keys or values, wherever they lie.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include "arithmetic.hpp"
 #include "codec.hpp"
 #include "gemm.hpp"
+#include "problem.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
@@ -62,10 +64,10 @@ class RowSource {
     copy_ = scratch.take<A>(shape.slots * shape.step * shape.width);
   }
 
-  /// Reads the rows from `first` on from now on.
-  void begin(const std::byte* first) {
-    if (first == first_) return;
-    first_ = first;
+  /// Reads the rows of this head from now on.
+  void begin(const HeadRows& head) {
+    if (head == head_) return;
+    head_ = head;
     for (Index i = 0; i < shape_.slots && shape_.copied; ++i) slots_[i] = {-1, 0};
   }
 
@@ -76,7 +78,7 @@ class RowSource {
   /// Rows `begin` to before `end`, at least one, of the step that starts at `step_begin`.
   Rows rows(Index step_begin, Index begin, Index end) {
     if (shape_.copied) return copied_rows(step_begin, begin, end);
-    const void* const row = first_ + begin * shape_.stride;
+    const void* const row = row_at(begin);
     return {static_cast<const A*>(row), shape_.stride / Index{sizeof(A)}};
   }
   /// The same rows as bytes: as they are stored, where they are not copied.
@@ -85,19 +87,27 @@ class RowSource {
     Index stride;  ///< in bytes
   };
   StoredRows stored_rows(Index step_begin, Index begin, Index end) {
-    if (!shape_.copied) return {first_ + begin * shape_.stride, shape_.stride};
+    if (!shape_.copied) return {row_at(begin), shape_.stride};
     const Rows copies = copied_rows(step_begin, begin, end);
     return {reinterpret_cast<const std::byte*>(copies.first), copies.stride * Index{sizeof(A)}};
   }
+  /// The end of the rows that lie one after another from `begin` on, at most `end`.
+  [[nodiscard]] Index stretch_end(Index begin, Index end) const {
+    if (head_.runs == nullptr) return end;
+    Index at = begin - begin % run_keys + run_keys;
+    while (at < end && row_at(at) == row_at(at - 1) + shape_.stride) at += run_keys;
+    return std::min(at, end);
+  }
   /// Rows of the step at `step_begin` to prefetch, `count` of them from `begin` on: the copies, if there are any.
   [[nodiscard]] Prefetch ahead(Index step_begin, Index begin, Index count) const {
-    if (shape_.copied && count > 0) {
+    if (count <= 0 || !is_held(begin)) return {};
+    if (shape_.copied) {
       const Slot& slot = slot_of(step_begin);
       const Index row = begin - step_begin;
       if (slot.step_begin == step_begin && row < 64 && (slot.copied >> row & 1) != 0)
         return Prefetch::of(copy_of(step_begin) + row * shape_.width, shape_.width, shape_.size, count);
     }
-    return Prefetch::of(first_ + begin * shape_.stride, shape_.stride, format_.row_bytes(shape_.size), count);
+    return Prefetch::of(row_at(begin), shape_.stride, format_.row_bytes(shape_.size), count);
   }
 
  private:
@@ -110,6 +120,12 @@ class RowSource {
   [[nodiscard]] static std::uint64_t row_bits(Index first, Index count) {
     return ~std::uint64_t{0} >> (64 - count) << first;
   }
+
+  [[nodiscard]] const std::byte* row_at(Index t) const {
+    if (head_.runs == nullptr) return head_.first + t * shape_.stride;
+    return head_.runs[t / run_keys] + head_.offset + t % run_keys * shape_.stride;
+  }
+  [[nodiscard]] bool is_held(Index t) const { return head_.runs == nullptr || head_.runs[t / run_keys] != nullptr; }
 
   /// The same rows out of scratch memory, where those that are missing are loaded first.
   [[gnu::noinline]] Rows copied_rows(Index step_begin, Index begin, Index end) {
@@ -131,7 +147,7 @@ class RowSource {
     return copy_ + slot_index(step_begin) * shape_.step * shape_.width;
   }
   void load(A* to, Index begin, Index end) const {
-    format_.load(to, shape_.width, first_ + begin * shape_.stride, shape_.stride, end - begin, shape_.size);
+    format_.load(to, shape_.width, row_at(begin), shape_.stride, end - begin, shape_.size);
     for (; begin < end; ++begin, to += shape_.width)
       for (Index i = shape_.size; i < padded_; ++i) to[i] = 0;
   }
@@ -139,7 +155,7 @@ class RowSource {
   const RowFormat<A>& format_;
   Shape shape_;
   Index padded_;  // elements of a row in whole vectors
-  const std::byte* first_ = nullptr;
+  HeadRows head_{nullptr};
   Slot* slots_ = nullptr;
   A* copy_ = nullptr;
 };
