@@ -270,7 +270,7 @@ TEST(HuggingFaceConfig, RefusesTextThatIsNoObject) {
 }
 
 TEST(HuggingFaceConfig, RefusesTextThatIsTooDeep) {
-  for (const std::string deep : {std::string(100000, '['), R"({"rope_scaling": )" + std::string(100000, '[')})
+  for (const std::string& deep : {std::string(100000, '['), R"({"rope_scaling": )" + std::string(100000, '[')})
     expect_error([&] { HuggingFaceConfig(deep, "config.json"); }, {"config.json", "32 levels"});
 }
 
