@@ -133,7 +133,7 @@ void save(const LlamaAttention<T>& module, const std::filesystem::path& path) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const auto& [name, layer] = layers[i];
     const auto same = std::find_if(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(i),
-                                   [&](const auto& other) { return other.second->shares_with(*layer); });
+                                   [&layer = layer](const auto& other) { return other.second->shares_with(*layer); });
     if (same != layers.begin() + static_cast<std::ptrdiff_t>(i)) {
       tied[name] = same->first;
       continue;
