@@ -270,8 +270,9 @@ TEST(HuggingFaceConfig, RefusesTextThatIsNoObject) {
 }
 
 TEST(HuggingFaceConfig, RefusesTextThatIsTooDeep) {
-  for (const std::string deep : {std::string(100000, '['), R"({"rope_scaling": )" + std::string(100000, '[')})
-    expect_error([&] { HuggingFaceConfig(deep, "config.json"); }, {"config.json", "32 levels"});
+  const std::string deep(100000, '[');
+  for (const std::string& text : {deep, R"({"rope_scaling": )" + deep})
+    expect_error([&] { HuggingFaceConfig(text, "config.json"); }, {"config.json", "32 levels"});
 }
 
 TEST(HuggingFaceConfig, RefusesKeysItDoesNotKnow) {
