@@ -75,7 +75,7 @@ class SafetensorsFile {
                     ", got ", std::string_view(found.dtype), "; read() converts");
     detail::require(reinterpret_cast<std::uintptr_t>(found.bytes.data()) % alignof(T) == 0, fn, name,
                     ", expected an aligned address; read() copies");
-    return {reinterpret_cast<const T*>(found.bytes.data()), shape};
+    return {static_cast<const T*>(static_cast<const void*>(found.bytes.data())), shape};
   }
   /// A copy, its elements converted. Errors: besides, a type of element that attn does not read.
   template <Scalar T, int Rank>
