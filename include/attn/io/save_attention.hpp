@@ -134,7 +134,7 @@ void save(const LlamaAttention<T>& module, const std::filesystem::path& path) {
     const char* const name = layers[i].first;
     const Linear<T>* const layer = layers[i].second;
     const auto same = std::find_if(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(i),
-                                   [&](const auto& other) { return other.second->shares_with(*layer); });
+                                   [&layer = layer](const auto& other) { return other.second->shares_with(*layer); });
     if (same != layers.begin() + static_cast<std::ptrdiff_t>(i)) {
       tied[name] = same->first;
       continue;
