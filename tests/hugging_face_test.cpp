@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "../examples/model_files.hpp"
 #include "llama2c_support.hpp"
@@ -270,8 +271,9 @@ TEST(HuggingFaceConfig, RefusesTextThatIsNoObject) {
 }
 
 TEST(HuggingFaceConfig, RefusesTextThatIsTooDeep) {
-  for (const std::string& deep : {std::string(100000, '['), R"({"rope_scaling": )" + std::string(100000, '[')})
-    expect_error([&] { HuggingFaceConfig(deep, "config.json"); }, {"config.json", "32 levels"});
+  const std::string deep(100000, '[');
+  for (const std::string& text : {deep, R"({"rope_scaling": )" + deep})
+    expect_error([&] { HuggingFaceConfig(text, "config.json"); }, {"config.json", "32 levels"});
 }
 
 TEST(HuggingFaceConfig, RefusesKeysItDoesNotKnow) {
@@ -370,6 +372,36 @@ TEST(HuggingFaceConfig, RefusesQuantisedAttention) {
 TEST(HuggingFaceConfig, RefusesLayersThatDoNotExist) {
   const HuggingFaceConfig config(config_of("llama").dump());
   for (Index layer : {-1, 2}) expect_error([&] { static_cast<void>(config.attention(layer)); }, {"from 0 to 1"});
+}
+
+/// Puts a random value in the place of a random one.
+void mutate(json& config, std::mt19937& random) {
+  static const json values = json::parse(
+      R"([null, true, false, 0, -1, 1, 3, -5, 2.5, 1e300, 9223372036854775808, 1048576, "x", "yarn", [], {}, [1, 1],
+          [0.5, 2, 3], ["sliding_attention"], {"factor": 2}])");
+  auto at = config.begin();
+  std::advance(at, static_cast<std::ptrdiff_t>(random() % config.size()));
+  if (at->is_object() && !at->empty() && random() % 4 != 0) return mutate(*at, random);
+  *at = values[random() % values.size()];
+}
+
+TEST(HuggingFaceConfig, TakesOrRefusesWhateverItIsGiven) {
+  std::mt19937 random(1);
+  int taken = 0;
+  for (int i = 0; i < 5000; ++i) {
+    json config = config_of(families[random() % families.size()]);
+    for (auto n = 1 + random() % 3; n > 0; --n) mutate(config, random);
+    try {
+      const HuggingFaceConfig read(config.dump());
+      ++taken;
+      const LlamaAttentionConfig& c = read.attention(read.layers() - 1);
+      const bool small = c.hidden_size < 1000 && c.num_attention_heads < 1000 && c.head_dim < 1000;
+      if (small) static_cast<void>(LlamaAttention<float>(c));
+    } catch (const attn::Error&) {
+    }
+  }
+  EXPECT_GT(taken, 500);
+  EXPECT_LT(taken, 4500);
 }
 
 // ---- Folders -----------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ inline constexpr std::string_view hugging_face_unrelated[] = {
     "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "task_specific_params",
     "temperature", "tf_legacy_loss", "top_k", "top_p", "typical_p",
     // of rotary scalings and windows, which are not in use where these were not asked for
-    "max_position_embeddings", "max_window_layers", "original_max_position_embeddings"};
+    "max_position_embeddings", "max_sequence_length", "max_window_layers", "original_max_position_embeddings"};
 
 }  // namespace ATTN_EIGEN_ABI
 }  // namespace attn::detail
