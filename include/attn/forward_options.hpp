@@ -22,7 +22,7 @@ struct ForwardOptions {
   RotaryPositions positions = {};
   F score = {};                                ///< applied to scaled scores, after the module's softcap
   CacheRef<T> cache = {};                      ///< keys and values so far; of cross-attention: the context's
-  LlamaActivations<T>* activations = nullptr;  ///< keeps what backward needs; with a callable as score, an argument
+  LlamaActivations<T>* activations = nullptr;  ///< keeps what backward needs; not with a callable as score
   View<const T, 3> context = {};               ///< of cross-attention [B,K,C]
 };
 
