@@ -13,12 +13,14 @@ using attn::NoMask;
 using attn::Position;
 using attn::Tensor;
 using attn::View;
+using attn_test::expect_differences;
 using attn_test::expect_error;
 using attn_test::max_difference;
 using attn_test::random_tensor;
 using attn_test::rows_of;
 using attn_test::same_bits;
 using attn_test::slice;
+using attn_test::weighted_sum;
 
 LlamaAttentionConfig rotated() {
   LlamaAttentionConfig config{.hidden_size = 12, .num_attention_heads = 4, .num_key_value_heads = 2, .head_dim = 6};
@@ -125,19 +127,9 @@ TEST(ForwardPositions, AreKeptForBackward) {
   const auto positions = positions_of({{3, 0, 9, 1}, {0, 5, 5, 2}});
   const auto sum = [&] {
     const auto y = module.forward(x, NoMask{}, ForwardOptions<double>{.positions = positions});
-    double total = 0;
-    for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
-    return total;
+    return weighted_sum(y, grad_y);
   };
-  for (Index i = 0; i < x.size(); ++i) {
-    const double middle = x.data()[i];
-    x.data()[i] = middle + 1e-5;
-    const double above = sum();
-    x.data()[i] = middle - 1e-5;
-    const double below = sum();
-    x.data()[i] = middle;
-    ASSERT_NEAR(grad_x.data()[i], (above - below) / 2e-5, 1e-6) << i;
-  }
+  expect_differences("x", x.data(), grad_x.data(), x.size(), sum);
 }
 
 TEST(ForwardPositions, OfAnotherShapeAreRefused) {
@@ -192,19 +184,9 @@ TEST(ForwardScore, IsDifferentiatedThroughTheCap) {
   const auto grad_x = module.backward(grad_y, saved);
   const auto sum = [&] {
     const auto y = module.forward(x, Causal{}, Options{.score = score});
-    double total = 0;
-    for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
-    return total;
+    return weighted_sum(y, grad_y);
   };
-  for (Index i = 0; i < x.size(); ++i) {
-    const double middle = x.data()[i];
-    x.data()[i] = middle + 1e-5;
-    const double above = sum();
-    x.data()[i] = middle - 1e-5;
-    const double below = sum();
-    x.data()[i] = middle;
-    ASSERT_NEAR(grad_x.data()[i], (above - below) / 2e-5, 1e-6) << i;
-  }
+  expect_differences("x", x.data(), grad_x.data(), x.size(), sum);
 }
 
 TEST(ForwardScore, WithoutADerivativeIsRefusedInTraining) {
@@ -293,24 +275,12 @@ TEST(CrossAttention, HasTheGradientsOfCentralDifferences) {
   const auto parameters = module.parameters();
   const auto sum = [&] {
     const auto y = module.forward(x, context, NoMask{});
-    double total = 0;
-    for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
-    return total;
+    return weighted_sum(y, grad_y);
   };
-  const auto expect = [&](double* values, const double* gradient, Index n, const std::string& what) {
-    for (Index i = 0; i < n; ++i) {
-      const double middle = values[i];
-      values[i] = middle + 1e-5;
-      const double above = sum();
-      values[i] = middle - 1e-5;
-      const double below = sum();
-      values[i] = middle;
-      ASSERT_NEAR(gradient[i], (above - below) / 2e-5, 1e-6) << what << ' ' << i;
-    }
-  };
-  expect(x.data(), grad_x.data(), x.size(), "x");
-  expect(context.data(), grad_context.data(), context.size(), "context");
-  for (const auto& p : parameters) expect(p.values().data(), p.gradient().data(), std::ssize(p.values()), p.name());
+  expect_differences("x", x.data(), grad_x.data(), x.size(), sum);
+  expect_differences("context", context.data(), grad_context.data(), context.size(), sum);
+  for (const auto& p : parameters)
+    expect_differences(p.name(), p.values().data(), p.gradient().data(), std::ssize(p.values()), sum);
   module.zero_gradients();
   EXPECT_TRUE(same_bits(module.backward(grad_y, saved), grad_x)) << "the context's gradient is optional";
 }

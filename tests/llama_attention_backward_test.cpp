@@ -69,31 +69,16 @@ void expect_central_differences(const LlamaAttentionConfig& config, const M& mas
     const auto from = module.parameters();
     for (std::size_t i = 0; i < from.size(); ++i) to_parameters[i].assign(from[i].values());
     const auto output = copy.forward(x, mask);
-    double total = 0;
-    for (Index i = 0; i < output.size(); ++i) total += output.data()[i] * grad_y.data()[i];
-    return total;
+    return attn_test::weighted_sum(output, grad_y);
   };
   const double at_rest = sum();
-  double total = 0;
-  for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
-  ASSERT_EQ(total, at_rest) << "forward with and without activations";
-  const auto expect = [&](const std::string& what, double* values, const double* gradient, Index n) {
-    double largest = 1e-2;  // a key's bias has no gradient without rotary
-    for (Index i = 0; i < n; ++i) largest = std::max(largest, std::abs(gradient[i]));
-    for (Index i = 0; i < n; ++i) {
-      const double middle = values[i];
-      values[i] = middle + 1e-5;
-      const double above = sum();
-      values[i] = middle - 1e-5;
-      const double below = sum();
-      values[i] = middle;
-      ASSERT_NEAR(gradient[i], (above - below) / 2e-5, 1e-6 * largest) << what << " at " << i;
-    }
-  };
-  expect("x", x.data(), grad_x.data(), x.size());
+  ASSERT_EQ(attn_test::weighted_sum(y, grad_y), at_rest) << "forward with and without activations";
+  attn_test::expect_differences("x", x.data(), grad_x.data(), x.size(), sum);
   for (const auto& parameter : module.parameters())
-    expect(parameter.name(), parameter.values().data(), parameter.gradient().data(), std::ssize(parameter.values()));
-  if (additive != nullptr) expect("mask", additive->data(), grad_mask.data(), additive->size());
+    attn_test::expect_differences(parameter.name(), parameter.values().data(), parameter.gradient().data(),
+                                  std::ssize(parameter.values()), sum);
+  if (additive != nullptr)
+    attn_test::expect_differences("mask", additive->data(), grad_mask.data(), additive->size(), sum);
 }
 
 TEST(LlamaAttentionBackward, AgreesWithCentralDifferences) {

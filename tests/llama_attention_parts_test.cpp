@@ -19,6 +19,7 @@ using attn::QueryKeyNorm;
 using attn::Tensor;
 using attn::View;
 using attn_test::cast;
+using attn_test::expect_differences;
 using attn_test::expect_error;
 using attn_test::max_difference;
 using attn_test::random_tensor;
@@ -231,27 +232,6 @@ TEST(LlamaAttentionParts, CopiesAreIndependentAndSharingIsSeen) {
 
 // ---- Training ---------------------------------------------------------------------------------------------------
 
-/// Every gradient to 1e-6 of the largest of its tensor.
-template <class Sum>
-void expect_differences(const std::string& what, double* values, const double* gradient, Index n, const Sum& sum) {
-  double largest = 1e-2;
-  for (Index i = 0; i < n; ++i) largest = std::max(largest, std::abs(gradient[i]));
-  for (Index i = 0; i < n; ++i) {
-    const double middle = values[i];
-    values[i] = middle + 1e-5;
-    const double above = sum();
-    values[i] = middle - 1e-5;
-    const double below = sum();
-    values[i] = middle;
-    ASSERT_NEAR(gradient[i], (above - below) / 2e-5, 1e-6 * largest) << what << " at " << i;
-  }
-}
-double weighted(const Tensor<double, 3>& y, const Tensor<double, 3>& grad_y) {
-  double total = 0;
-  for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
-  return total;
-}
-
 TEST(LlamaAttentionParts, HaveTheGradientsOfCentralDifferences) {
   for (const bool tied : {false, true})
     for (const auto& [name, config] : cases()) {
@@ -264,7 +244,7 @@ TEST(LlamaAttentionParts, HaveTheGradientsOfCentralDifferences) {
       LlamaAttention<double>::Activations saved;
       EXPECT_TRUE(same_bits(module.forward(x, Causal{}, saved), module.forward(x, Causal{})));
       const auto grad_x = module.backward(grad_y, saved);
-      const auto sum = [&] { return weighted(module.forward(x, Causal{}), grad_y); };
+      const auto sum = [&] { return attn_test::weighted_sum(module.forward(x, Causal{}), grad_y); };
       expect_differences("x", x.data(), grad_x.data(), x.size(), sum);
       for (const auto& p : module.parameters())
         expect_differences(p.name(), p.values().data(), p.gradient().data(), std::ssize(p.values()), sum);

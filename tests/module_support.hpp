@@ -49,6 +49,28 @@ void expect_error(const F& function, std::initializer_list<std::string_view> par
   EXPECT_TRUE(reads(error_of(function), parts));
 }
 
+/// The sum of y weighted by grad_y: what backward's gradients are of.
+[[nodiscard]] inline double weighted_sum(const Tensor<double, 3>& y, const Tensor<double, 3>& grad_y) {
+  double total = 0;
+  for (Index i = 0; i < y.size(); ++i) total += y.data()[i] * grad_y.data()[i];
+  return total;
+}
+/// Each gradient is that of central differences of `sum` when its value moves, to 1e-6 of the largest of its tensor.
+template <class Sum>
+void expect_differences(const std::string& what, double* values, const double* gradient, Index n, const Sum& sum) {
+  double largest = 1e-2;  // a key's bias has no gradient without rotary
+  for (Index i = 0; i < n; ++i) largest = std::max(largest, std::abs(gradient[i]));
+  for (Index i = 0; i < n; ++i) {
+    const double middle = values[i];
+    values[i] = middle + 1e-5;
+    const double above = sum();
+    values[i] = middle - 1e-5;
+    const double below = sum();
+    values[i] = middle;
+    ASSERT_NEAR(gradient[i], (above - below) / 2e-5, 1e-6 * largest) << what << " at " << i;
+  }
+}
+
 /// The definition of a LlamaAttention in evaluation mode, computed in type U from a module's own weights: Linear by two
 /// loops, Rotary, reference.hpp.
 template <class U, class T>

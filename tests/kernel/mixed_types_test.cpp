@@ -99,7 +99,8 @@ Results<Q> attend(Isa isa, const Sizes& n, const Operands<Q, KV>& in, const M& m
                                             .weights = n.weights ? out.weights.data() : nullptr,
                                             .scale = 0.3F,
                                             .dropout = dropout,
-                                            .query_start = nullptr};
+                                            .query_start = nullptr,
+                                            .sinks = nullptr};
   const attn::NoScore score;
   const auto rules = kernel::rules_of<float>(isa, mask, score);
   const kernel::AttentionKernels<Q> kernels{.arithmetic = kernel::arithmetic_of<float>(isa),

@@ -131,7 +131,8 @@ void save(const LlamaAttention<T>& module, const std::filesystem::path& path) {
   std::map<std::string, std::string> formats, tied;
   const auto layers = detail::named_projections(module);
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const auto& [name, layer] = layers[i];
+    const char* const name = layers[i].first;
+    const Linear<T>* const layer = layers[i].second;
     const auto same = std::find_if(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(i),
                                    [&layer = layer](const auto& other) { return other.second->shares_with(*layer); });
     if (same != layers.begin() + static_cast<std::ptrdiff_t>(i)) {
