@@ -196,13 +196,16 @@ class LlamaAttention {
 
   /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
-    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->head_dim, options);
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim,
+                      options);
   }
   /// Drops `count` tokens of a sequence from token `first` on, so that those behind them stand as many positions earlier:
   /// their keys are turned to where they now are. See KvCache::erase.
   /// Errors: a cache that does not fit; as KvCache::erase.
   void erase(KvCache<T>& cache, Index sequence, Index first, Index count) const {
-    check_cache("LlamaAttention::erase", cache.batch(), 0, cache);
+    constexpr auto fn = "LlamaAttention::erase";
+    detail::require(!is_cross(), fn, "module, expected self-attention, whose cache forward appends to");
+    check_cache(fn, cache.batch(), 0, cache);
     if (rotary_ != nullptr)
       cache.erase(sequence, first, count, *rotary_);
     else

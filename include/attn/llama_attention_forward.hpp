@@ -34,15 +34,16 @@ void LlamaAttention<T>::check_cache(std::string_view fn, Index B, Index S, const
   const std::array<Index, 4> got{cache.batch(), cache.key_value_heads(), cache.head_size(), cache.value_size()};
   detail::require(got == expected, fn, "cache [batch, key/value heads, head size, value size], expected ",
                   detail::as_shape(expected), ", got ", detail::as_shape(got));
+  const Index window = is_cross() ? 0 : config_->window.value_or(0);
+  detail::require(cache.window() == 0 || (window != 0 && window <= cache.window()), fn,
+                  "cache, expected one without a window, or with at least the module's of ", window,
+                  " tokens (0: none), got a window of ", cache.window());
   if (is_cross()) return;
   detail::require(
       !rotary_ || cache.capacity() <= rotary_->same_up_to(), fn,
       "cache, expected RotaryConfig::length or LlamaAttentionConfig::max_length to be set (cached keys do not "
       "follow the length) or a capacity of at most original_length = ",
       rotary_ ? rotary_->same_up_to() : 0, ", got ", cache.capacity());
-  detail::require(cache.window() == 0 || (config_->window && *config_->window <= cache.window()), fn,
-                  "cache, expected one that keeps the module's window of ", config_->window.value_or(cache.capacity()),
-                  " tokens, got a window of ", cache.window());
   cache.check_room(S);
 }
 
