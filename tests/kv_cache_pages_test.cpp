@@ -242,9 +242,9 @@ TEST(CacheWindow, MustHoldTheWindowOfTheModule) {
   const auto x = random_tensor<float, 3>({1, 5, 48}, 1);
   auto shorter = module.make_cache(1, 100, {.window = 89}), fits = module.make_cache(1, 100, {.window = 90});
   expect_error([&] { (void)module.forward(x, Causal{}, shorter); },
-               {"[attn::LlamaAttention::forward] cache", "window of 90", "got a window of 89"});
+               {"[attn::LlamaAttention::forward] cache", "module's of 90 tokens", "got a window of 89"});
   expect_error([&] { (void)without.forward(x, Causal{}, fits); },
-               {"[attn::LlamaAttention::forward] cache", "window of 100", "got a window of 90"});
+               {"[attn::LlamaAttention::forward] cache", "without a window", "got a window of 90"});
   EXPECT_EQ(fits.length(0), 0);
   EXPECT_NO_THROW((void)module.forward(x, Causal{}, fits));
 }
