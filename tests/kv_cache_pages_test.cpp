@@ -2,6 +2,7 @@
 #include "module_support.hpp"
 
 #include <limits>
+#include <optional>
 #include <vector>
 
 namespace {
@@ -151,15 +152,69 @@ TEST(CachePages, OfACopyAreSharedUntilOneWrites) {
 TEST(CachePages, AreUsedAgainAndFreedOnRequest) {
   KvCache<float> cache(2, 1, 1000, 8, 8, {.page = 64});
   const auto tokens = random_tensor<float, 3>({1, 640, 8}, 1);
+  const Index page = 2 * 64 * 8 * 4;
   cache.append(0, tokens, tokens);
-  const Index bytes = cache.bytes();
+  EXPECT_EQ(cache.bytes(), 10 * page);
+  EXPECT_EQ(cache.spare_bytes(), 6 * page);  // a sequence may need 16, which are allocated together
   cache.reset(0);
-  EXPECT_EQ(cache.bytes(), bytes);
+  EXPECT_EQ(cache.bytes(), 0);
+  EXPECT_EQ(cache.spare_bytes(), 16 * page);
   cache.append(1, tokens, tokens);
-  EXPECT_EQ(cache.bytes(), bytes);
+  EXPECT_EQ(cache.spare_bytes(), 6 * page);
+  cache.append(0, tokens, tokens);
+  EXPECT_EQ(cache.bytes(), 20 * page);
+  EXPECT_EQ(cache.spare_bytes(), 12 * page);
   cache.roll_back(1, 600);
   cache.release_spare();
-  EXPECT_EQ(cache.bytes(), bytes / 10);
+  EXPECT_EQ(cache.bytes(), 11 * page);
+  EXPECT_EQ(cache.spare_bytes(), 21 * page);  // all that were allocated together are still in use
+  cache.reset(0), cache.reset(1);
+  cache.release_spare();
+  EXPECT_EQ(cache.bytes() + cache.spare_bytes(), 0);
+}
+
+TEST(CachePages, AreFreedByWhoeverHoldsThemLast) {
+  const auto tokens = random_tensor<float, 3>({1, 64, 8}, 1);
+  const auto read = [&](const KvCache<float>& cache) { return cache.read_keys(); };
+  std::optional<KvCache<float>> made(std::in_place, 1, 1, 1000, 8, 8, KvCacheOptions{.page = 64});
+  KvCache<float> other(1, 1, 1000, 8, 8, {.page = 64});
+  made->append(0, tokens, tokens);
+  other.fork(*made, 0, 0);
+  made->reset(0);
+  made->release_spare();  // one of its pages is the other cache's
+  EXPECT_GT(made->spare_bytes(), 0);
+  const auto before = read(other);
+  made.reset();
+  EXPECT_TRUE(same_bits(read(other), before));
+  other.append(0, tokens, tokens);
+  other.reset(0);
+  other.release_spare();
+  EXPECT_EQ(other.spare_bytes(), 0);
+}
+
+/// Stretches of memory that the keys of a sequence lie in.
+Index stretches(const KvCache<float>& cache, Index b) {
+  const auto rows = cache.stored_keys(attn::active_isa()).rows;
+  const auto head = rows.of_head(b, 0);
+  Index count = 1;
+  for (Index run = 1; run * 64 < cache.length(b); ++run)
+    if (head.runs[run] != head.runs[run - 1] + 64 * rows.row) ++count;
+  return count;
+}
+
+TEST(CachePages, OfASequenceLieOneBehindTheOther) {
+  const auto page = random_tensor<float, 3>({1, 64, 8}, 1), prompt = random_tensor<float, 3>({1, 640, 8}, 2);
+  KvCache<float> cache(4, 1, 64 * 64, 8, 8, {.page = 64});
+  for (Index b = 0; b < 3; ++b) {
+    cache.append(b, prompt, prompt);
+    EXPECT_EQ(stretches(cache, b), 1);
+  }
+  for (Index i = 0; i < 50; ++i)
+    for (Index b = 0; b < 4; ++b) cache.append(b, page, page);  // in turn
+  for (Index b = 0; b < 4; ++b) EXPECT_LE(stretches(cache, b), 6);
+  cache.reset();
+  cache.append(0, prompt, prompt);
+  EXPECT_EQ(stretches(cache, 0), 1);
 }
 
 // ---- Windows ----

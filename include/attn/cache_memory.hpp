@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -26,11 +27,21 @@ struct CacheSizes {
   Index page = 0;                       ///< tokens of a page; 0: each sequence has its capacity from the start
   Index window = 0;                     ///< tokens that a query sees, itself included; 0: all
 
-  /// Values follow the keys of a page; both begin at a cache line.
-  [[nodiscard]] Index values_offset() const { return round_up(heads * page * row_bytes[0], Index{cache_line}); }
-  [[nodiscard]] Index page_bytes() const {
-    return values_offset() + round_up(heads * page * row_bytes[1], Index{cache_line});
+  [[nodiscard]] Index page_bytes() const { return heads * page * (row_bytes[0] + row_bytes[1]); }
+
+  // A bundle of pages holds [head][page][token] rows of keys and then of values, so that pages which follow one another are
+  // one stretch of memory for each head.
+
+  /// Pages of a bundle: as many as a sequence may need, of some 8 MB in all.
+  [[nodiscard]] Index bundle_pages() const {
+    constexpr Index bytes = Index{1} << 23;
+    const Index tokens = window == 0 ? capacity : std::min(capacity, window + page);
+    return std::clamp<Index>(bytes / page_bytes(), 1, std::max<Index>(ceil_div(tokens, page), 1));
   }
+  /// Bytes of the keys or values of a head in a bundle, and of all keys and values; the latter begin at a cache line.
+  [[nodiscard]] Index head_bytes(std::size_t part) const { return bundle_pages() * page * row_bytes[part]; }
+  [[nodiscard]] Index values_offset() const { return round_up(heads * head_bytes(0), Index{cache_line}); }
+  [[nodiscard]] Index bundle_bytes() const { return values_offset() + heads * head_bytes(1); }
   /// The first token that is still seen once a sequence has grown to `length` and another token follows.
   [[nodiscard]] Index first_seen(Index length) const {
     return window == 0 ? 0 : std::max<Index>(length - window + 1, 0);
@@ -66,8 +77,7 @@ class Indirect {
 
 /// Rows of keys (part 0) and of values (part 1) of all sequences.
 ///
-/// A page holds [head][token] rows of keys and then of values. Pages that sequences share are copied before one of them is
-/// written to. Only `reserve`, `fork`, `reorder` and `erase` allocate, and where that fails they change nothing that shows.
+/// Pages that sequences share are copied before one of them is written to. Only `reserve`, `fork`, `reorder` and `erase` allocate, and where that fails they change nothing that shows.
 template <class Memory>
 class CacheMemory {
   using Page = CachePage<Memory>;
@@ -87,6 +97,9 @@ class CacheMemory {
     if (sizes.page == 0) return in_stretches(sizes);
     CacheMemory memory(sizes);
     memory.pages_ = Indirect<Pages>(Pages{.tables = std::vector<Table>(as_size(sizes.batch)),
+                                          .spare = {sizes.bundle_pages(), sizes.bundle_bytes()},
+                                          .head_bytes = {sizes.head_bytes(0), sizes.head_bytes(1)},
+                                          .values_offset = sizes.values_offset(),
                                           .first = std::vector<Index>(as_size(sizes.batch)),
                                           .reserve = &CacheMemory::reserve_pages,
                                           .truncate = &CacheMemory::truncate_pages});
@@ -105,32 +118,33 @@ class CacheMemory {
     const Index bytes = sizes_.row_bytes[part];
     if (!is_paged()) return stretch_[part].data() + ((b * sizes_.heads + g) * sizes_.capacity + t) * bytes;
     const std::byte* const run = pages_->runs[part][as_size(b * pages_->runs_row + t / kernel::run_keys)];
-    return run + (g * sizes_.page + t % kernel::run_keys) * bytes;
+    return run + g * pages_->head_bytes[part] + t % kernel::run_keys * bytes;
   }
   [[nodiscard]] std::byte* row(std::size_t part, Index b, Index g, Index t) {
     return const_cast<std::byte*>(std::as_const(*this).row(part, b, g, t));
   }
   /// All rows of keys or values, as kernels are told of them.
   [[nodiscard]] kernel::StoredRows rows(std::size_t part) const {
-    const Index bytes = sizes_.row_bytes[part], tokens = is_paged() ? sizes_.page : sizes_.capacity;
-    kernel::StoredRows rows{
-        .data = stretch_[part].data(), .batch = sizes_.heads * tokens * bytes, .head = tokens * bytes, .row = bytes};
+    const Index bytes = sizes_.row_bytes[part];
+    const Index head = is_paged() ? pages_->head_bytes[part] : sizes_.capacity * bytes;
+    kernel::StoredRows rows{.data = stretch_[part].data(), .batch = sizes_.heads * head, .head = head, .row = bytes};
     if (is_paged()) rows.runs = pages_->runs[part].data(), rows.runs_row = pages_->runs_row;
     return rows;
   }
 
-  /// Bytes of all tokens that are held and of spare pages; what sequences share counts once.
+  /// Bytes of all tokens that are held, in whole pages; what sequences share counts once.
   [[nodiscard]] Index bytes() const {
     if (!is_paged()) return std::ssize(stretch_[0]) + std::ssize(stretch_[1]);
-    std::vector<const std::byte*> pages;
+    Table pages;
     for (const Table& table : pages_->tables)
-      for (const Page& page : table)
-        if (page.data() != nullptr) pages.push_back(page.data());
+      std::copy_if(table.begin(), table.end(), std::back_inserter(pages),
+                   [](const Page& page) { return page.exists(); });
     std::sort(pages.begin(), pages.end());
-    const Index distinct = std::unique(pages.begin(), pages.end()) - pages.begin();
-    return (distinct + pages_->spare.count()) * sizes_.page_bytes();
+    return (std::unique(pages.begin(), pages.end()) - pages.begin()) * sizes_.page_bytes();
   }
-  /// Frees the pages that no sequence holds.
+  /// Bytes of the pages that no sequence holds.
+  [[nodiscard]] Index spare_bytes() const { return is_paged() ? pages_->spare.count() * sizes_.page_bytes() : 0; }
+  /// Frees the bundles of which no sequence holds a page.
   void release_spare() {
     if (is_paged()) pages_->spare.release();
   }
@@ -205,7 +219,9 @@ class CacheMemory {
   /// What there is beside `sizes_` and `lengths_` where sequences lie in pages.
   struct Pages {
     std::vector<Table> tables;  ///< the pages of each sequence
-    SparePages<Memory> spare = {};
+    SparePages<Memory> spare;
+    std::array<Index, 2> head_bytes;  ///< of the keys and of the values of a head in a bundle
+    Index values_offset;              ///< of a bundle
     /// [B][runs_row] for keys and for values: where each run lies, as kernels read it; null where nothing is held.
     std::array<std::vector<const std::byte*>, 2> runs = {};
     Index runs_row = 0;
@@ -241,18 +257,30 @@ class CacheMemory {
     const Index pages = ceil_div(end, sizes_.page);
     if (std::ssize(pages_->tables[as_size(b)]) < pages) resize_table(b, pages);
     for (Index i = begin / sizes_.page; i < pages; ++i) {
-      Page& page = pages_->tables[as_size(b)][as_size(i)];
-      if (page.data() != nullptr && !page.is_shared()) continue;
-      Page copy = pages_->spare.take(sizes_.page_bytes());
-      if (page.data() != nullptr) std::memcpy(copy.data(), page.data(), as_size(sizes_.page_bytes()));
-      page = std::move(copy);
+      Table& table = pages_->tables[as_size(b)];
+      Page& page = table[as_size(i)];
+      if (page.exists() && !page.is_shared()) continue;
+      Page own = pages_->spare.take(i == 0 ? Page() : table[as_size(i - 1)], pages - i);
+      if (page.exists()) copy_page(own, page);
+      page = std::move(own);
       show_run(b, i);
     }
+  }
+  void copy_page(const Page& to, const Page& from) {
+    for (std::size_t part = 0; part < 2; ++part)
+      for (Index g = 0; g < sizes_.heads; ++g)
+        std::memcpy(place_of(to, part) + g * pages_->head_bytes[part],
+                    place_of(from, part) + g * pages_->head_bytes[part], as_size(sizes_.page * sizes_.row_bytes[part]));
+  }
+  /// Where the keys or values of the first head of a page are.
+  [[nodiscard]] std::byte* place_of(const Page& page, std::size_t part) const {
+    return page.bundle() + (part == 0 ? 0 : pages_->values_offset) +
+           page.number() * sizes_.page * sizes_.row_bytes[part];
   }
   /// Gives back the pages wholly before token `first`.
   void forget_before(Index b, Index first) {
     Table& table = pages_->tables[as_size(b)];
-    for (Index i = std::min(first / sizes_.page, std::ssize(table)); i-- > 0 && table[as_size(i)].data() != nullptr;) {
+    for (Index i = std::min(first / sizes_.page, std::ssize(table)); i-- > 0 && table[as_size(i)].exists();) {
       pages_->spare.give_back(std::move(table[as_size(i)]));
       show_run(b, i);
     }
@@ -333,14 +361,12 @@ class CacheMemory {
   /// The runs of page i of a sequence; null where there is no such page.
   void show_run(Index b, Index i) {
     const Table& table = pages_->tables[as_size(b)];
-    const std::byte* const page = i < std::ssize(table) ? table[as_size(i)].data() : nullptr;
+    const Page page = i < std::ssize(table) ? table[as_size(i)] : Page();
     const Index runs = sizes_.page / kernel::run_keys;
     for (std::size_t part = 0; part < 2; ++part)
       for (Index r = 0; r < runs && i * runs + r < pages_->runs_row; ++r)
         pages_->runs[part][as_size(b * pages_->runs_row + i * runs + r)] =
-            page == nullptr
-                ? nullptr
-                : page + (part == 0 ? 0 : sizes_.values_offset()) + r * kernel::run_keys * sizes_.row_bytes[part];
+            page.exists() ? place_of(page, part) + r * kernel::run_keys * sizes_.row_bytes[part] : nullptr;
   }
   void show_runs(Index b) {
     for (Index i = 0; i < ceil_div(pages_->runs_row * kernel::run_keys, sizes_.page); ++i) show_run(b, i);

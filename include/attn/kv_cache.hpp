@@ -85,8 +85,11 @@ class KvCache {
   /// Tokens of a page, and of the window; 0 where there is none.
   [[nodiscard]] Index page() const { return memory().sizes().page; }
   [[nodiscard]] Index window() const { return memory().sizes().window; }
-  /// Bytes of keys and values that this cache holds, pages for later use included. What sequences share counts once.
+  /// Bytes of the keys and values that sequences hold, in whole pages; what they share counts once. Without pages: of all
+  /// tokens up to capacity.
   [[nodiscard]] Index bytes() const { return memory().bytes(); }
+  /// Bytes of the pages that are there for later use: pages are allocated some 8 MB at a time.
+  [[nodiscard]] Index spare_bytes() const { return memory().spare_bytes(); }
 
   /// How many tokens each sequence holds, or one of them. Errors: a sequence that does not exist.
   [[nodiscard]] std::span<const Index> lengths() const { return memory().lengths(); }
@@ -185,7 +188,7 @@ class KvCache {
     check_sequence("KvCache::reset", sequence);
     held_->memory.truncate(sequence, 0);
   }
-  /// Frees the pages that no sequence holds.
+  /// Frees the pages that no sequence holds, where all that were allocated together are free.
   void release_spare() { held_->memory.release_spare(); }
 
   /// Makes sequence `to` a copy of sequence `from`, of this cache or of another of the same sizes and formats, but for the
