@@ -309,6 +309,19 @@ TEST(CrossAttention, RefusesWhatDoesNotFit) {
       {"LlamaAttention::forward] cross-attention", "both"});
 }
 
+TEST(CrossAttention, RefusesCachesThatForgetTokens) {
+  const auto module = make<float>(crossed());
+  const auto x = random_tensor<float, 3>({2, 5, 12}, 23), context = random_tensor<float, 3>({2, 9, 7}, 24);
+  auto whole = module.make_context(context);
+  attn::KvCache<float> window(2, 2, 9, 6, 6, {.window = 4});
+  window.append(whole.keys(), whole.values());
+  expect_error([&] { static_cast<void>(module.forward(x, NoMask{}, window)); },
+               {"[attn::LlamaAttention::forward] cache", "without a window", "got a window of 4"});
+  expect_error([&] { module.erase(whole, 0, 2, 3); },
+               {"[attn::LlamaAttention::erase] module", "self-attention", "forward appends to"});
+  EXPECT_EQ(whole.length(0), 9);
+}
+
 // ---- The longest sequence ---------------------------------------------------------------------------------------
 
 TEST(MaxLength, FixesFrequenciesThatDependOnTheLength) {

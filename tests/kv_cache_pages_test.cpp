@@ -292,6 +292,14 @@ TEST(CacheWindow, GivesTheModuleTheSameBitsAsAWholeCache) {
   }
 }
 
+TEST(CachePages, OfAModuleHoldItsValueSize) {
+  const auto module = evaluating({.value_head_dim = 5});
+  const auto x = random_tensor<float, 3>({1, 70, 48}, 1);
+  auto plain = module.make_cache(1, 70), paged = module.make_cache(1, 70, {.page = 64});
+  EXPECT_EQ(paged.value_size(), 5);
+  EXPECT_TRUE(same_bits(module.forward(x, Causal{}, paged), module.forward(x, Causal{}, plain)));
+}
+
 TEST(CacheWindow, MustHoldTheWindowOfTheModule) {
   const auto module = evaluating({.window = 90}), without = evaluating({});
   const auto x = random_tensor<float, 3>({1, 5, 48}, 1);
