@@ -161,6 +161,34 @@ TEST(SavedAttentionFile, IsRefusedIfItIsAnother) {
   expect_error([&] { static_cast<void>(attn::load<float>(file.path())); }, {"[attn::load] configuration"});
 }
 
+TEST(SavedAttentionFile, IsRefusedIfANumberDoesNotFit) {
+  const TemporaryFile file;
+  attn::save(LlamaAttention<float>(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2}), file.path());
+  const attn::SafetensorsFile saved(file.path());
+  const auto refused = [&](const char* metadata, const char* pointer, const nlohmann::json& value,
+                           std::initializer_list<std::string_view> parts) {
+    attn::SafetensorsWriter writer;
+    for (const auto& [name, text] : saved.metadata()) writer.set_metadata(name, text);
+    auto changed = nlohmann::json::parse(saved.metadata().at(metadata));
+    changed[nlohmann::json::json_pointer(pointer)] = value;
+    writer.set_metadata(metadata, changed.dump());
+    const TemporaryFile other;
+    writer.write(other.path());
+    expect_error([&] { static_cast<void>(attn::load<float>(other.path())); }, parts);
+  };
+  refused("config", "/hidden_size", 1e30, {"[attn::load] hidden_size", "got 1e+30"});
+  refused("config", "/hidden_size", 8.5, {"[attn::load] hidden_size", "got 8.5"});
+  refused("config", "/max_length", "9", {"[attn::load] max_length", "got string"});
+  refused("config", "/query_key_norm", 257, {"[attn::load] query_key_norm", "from 0 to 255, got 257"});
+  refused("config", "/seed", -1, {"[attn::load] seed", "got -1"});
+  const auto states = nlohmann::json::parse(saved.metadata().at("dropout"));
+  auto changed = states;
+  changed[0]["call"] = std::int64_t{1} << 32;
+  EXPECT_NO_THROW((void)attn::detail::dropout_states_of("load", states));
+  expect_error([&] { (void)attn::detail::dropout_states_of("load", changed); },
+               {"[attn::load] call", "got 4294967296"});
+}
+
 TEST(SavedAttentionFile, LeavesWhatWasThereIfItCannotBeWritten) {
   const LlamaAttention<float> module(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2});
   expect_error([&] { attn::save(module, "/nowhere/that/exists/x.safetensors"); }, {"[attn::SafetensorsWriter::write]"});

@@ -133,10 +133,14 @@ TEST(TokenizerJson, RefusesBrokenFiles) {
     file[Json::json_pointer(pointer)] = value;
     return file.dump();
   };
-  refused(changed("/model/vocab/b", -1), {"id of b, expected 0 to 2097151, got -1"});
+  refused(changed("/model/vocab/b", -1), {"id of b, expected an integer from 0 to 2097151, got -1"});
   refused(changed("/model/vocab/b", std::int64_t{1} << 40), {"got 1099511627776"});
   refused(changed("/model/vocab/b", 0), {"id 0, expected one token, got a and b"});
-  refused(changed("/model/vocab/b", "0"), {"expected a tokenizer.json"});
+  refused(changed("/model/vocab/b", "0"), {"id of b, expected an integer from 0 to 2097151, got string"});
+  refused(changed("/model/vocab/b", 1.5), {"id of b, expected an integer from 0 to 2097151, got 1.5"});
+  refused(changed("/model/vocab/b", 1e95), {"id of b, expected an integer from 0 to 2097151, got 1e+95"});
+  refused(changed("/model/vocab/b", ~std::uint64_t{0}), {"got 18446744073709551615"});
+  refused(changed("/added_tokens/1/id", 1e95), {"id of <|end|>, expected an integer"});
   refused(changed("/model/merges/0", "1 3"), {"merge 0, expected tokens of the vocabulary"});
   refused(changed("/model/merges/0", Json::array({"1"})), {"expected a tokenizer.json"});
   refused(changed("/model/merges/0", Json::array({"1", "2", "1"})), {"merge, expected two tokens"});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "../dropout.hpp"
 #include "../llama_attention_config.hpp"
 #include "../stored_weight.hpp"
+#include "json_object.hpp"
 
 namespace attn::detail {
 inline namespace ATTN_EIGEN_ABI {
@@ -23,9 +25,17 @@ template <class X>
 [[nodiscard]] json optional_json(const std::optional<X>& x) {
   return x ? json(*x) : json();
 }
+/// A field of an object. Errors: one that is missing, of another type, or an integer that X does not hold.
 template <class X>
-[[nodiscard]] std::optional<X> optional_of(const json& x) {
-  return x.is_null() ? std::nullopt : std::optional<X>(x.get<X>());
+[[nodiscard]] X field_of(std::string_view fn, const json& object, const char* name) {
+  if constexpr (std::integral<X> && !std::same_as<X, bool>)
+    return integer_of<X>(fn, name, object.at(name));
+  else
+    return object.at(name).get<X>();
+}
+template <class X>
+[[nodiscard]] std::optional<X> optional_of(std::string_view fn, const json& object, const char* name) {
+  return object.at(name).is_null() ? std::nullopt : std::optional<X>(field_of<X>(fn, object, name));
 }
 
 /// Parses a text, or throws attn::Error.
@@ -83,7 +93,7 @@ struct ScalingToJson {
   if (j.is_null()) return std::monostate{};
   const auto type = j.at("type").get<std::string>();
   const auto number = [&](const char* name) { return j.at(name).get<double>(); };
-  const auto length = [&] { return j.at("original_length").get<Index>(); };
+  const auto length = [&] { return field_of<Index>(fn, j, "original_length"); };
   if (type == "linear") return LinearScaling{number("factor")};
   if (type == "dynamic") return DynamicNtkScaling{number("factor"), length()};
   if (type == "llama3")
@@ -93,14 +103,14 @@ struct ScalingToJson {
                        .original_length = length(),
                        .beta_fast = number("beta_fast"),
                        .beta_slow = number("beta_slow"),
-                       .attention_factor = optional_of<double>(j.at("attention_factor")),
+                       .attention_factor = optional_of<double>(fn, j, "attention_factor"),
                        .truncate = j.at("truncate").get<bool>()};
   if (type == "longrope")
     return LongRopeScaling{.short_factors = j.at("short_factors").get<std::vector<double>>(),
                            .long_factors = j.at("long_factors").get<std::vector<double>>(),
                            .original_length = length(),
                            .factor = number("factor"),
-                           .attention_factor = optional_of<double>(j.at("attention_factor"))};
+                           .attention_factor = optional_of<double>(fn, j, "attention_factor")};
   fail(fn, "rotary scaling, expected linear, dynamic, llama3, yarn or longrope, got ", std::string_view(type));
 }
 
@@ -140,9 +150,9 @@ struct ScalingToJson {
 [[nodiscard]] inline LlamaAttentionConfig attention_config_of(std::string_view fn, const json& j) {
   LlamaAttentionConfig c;
   try {
-    const auto set = [&](const char* name, auto& field) { j.at(name).get_to(field); };
+    const auto set = [&]<class X>(const char* name, X& field) { field = field_of<X>(fn, j, name); };
     const auto set_optional = [&]<class X>(const char* name, std::optional<X>& field) {
-      field = optional_of<X>(j.at(name));
+      field = optional_of<X>(fn, j, name);
     };
     set("hidden_size", c.hidden_size), set("num_attention_heads", c.num_attention_heads);
     set("num_key_value_heads", c.num_key_value_heads), set("head_dim", c.head_dim), set("bias", c.bias);
@@ -153,15 +163,15 @@ struct ScalingToJson {
     set("value_head_dim", c.value_head_dim), set_optional("scale", c.scale);
     if (const json& cap = j.at("softcap"); !cap.is_null()) c.softcap = cap.get<double>();
     set("sinks", c.sinks), set("norm_epsilon", c.norm_epsilon), set("output_gate", c.output_gate);
-    c.query_key_norm = static_cast<QueryKeyNorm>(j.at("query_key_norm").get<std::uint8_t>());
+    c.query_key_norm = static_cast<QueryKeyNorm>(field_of<std::uint8_t>(fn, j, "query_key_norm"));
     set("context_size", c.context_size), set_optional("max_length", c.max_length);
     if (const json& r = j.at("rotary"); !r.is_null())
       c.rotary =
           RotaryConfig{.layout = r.at("interleaved").get<bool>() ? RotaryLayout::interleaved : RotaryLayout::half_split,
                        .theta = r.at("theta").get<double>(),
                        .scaling = scaling_of(fn, r.at("scaling")),
-                       .dimensions = r.at("dimensions").get<Index>(),
-                       .length = optional_of<Index>(r.at("length"))};
+                       .dimensions = field_of<Index>(fn, r, "dimensions"),
+                       .length = optional_of<Index>(fn, r, "length")};
   } catch (const json::exception& error) {
     fail(fn, "configuration, expected that of a module that attn saved, got one that is not: ", error.what());
   }
@@ -179,9 +189,9 @@ struct ScalingToJson {
   try {
     for (std::size_t i = 0; i < states.size(); ++i)
       states[i] = {.training = j.at(i).at("training").get<bool>(),
-                   .seed = j.at(i).at("seed").get<std::uint64_t>(),
+                   .seed = field_of<std::uint64_t>(fn, j.at(i), "seed"),
                    .given = j.at(i).at("given").get<bool>(),
-                   .call = j.at(i).at("call").get<std::uint32_t>()};
+                   .call = field_of<std::uint32_t>(fn, j.at(i), "call")};
   } catch (const json::exception& error) {
     fail(fn, "state of dropouts, expected that of a module that attn saved, got one that is not: ", error.what());
   }

@@ -6,6 +6,7 @@
 #endif
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -54,6 +55,18 @@ namespace attn::detail {
   require(!object.is_discarded() && object.is_object(), function, where, ", expected a JSON object, got ",
           object.is_discarded() ? std::string_view("text that is not JSON") : object.type_name());
   return object;
+}
+
+/// An integer from `least` to `most`. Errors, of `function` and `what`: another value.
+template <std::integral T>
+[[nodiscard]] T integer_of(std::string_view function, std::string_view what, const nlohmann::json& value,
+                           T least = std::numeric_limits<T>::min(), T most = std::numeric_limits<T>::max()) {
+  const auto is_between = [&](auto x) { return std::cmp_less_equal(least, x) && std::cmp_less_equal(x, most); };
+  const bool fits = value.is_number_unsigned() ? is_between(value.get<std::uint64_t>())
+                                               : value.is_number_integer() && is_between(value.get<std::int64_t>());
+  if (fits) return value.get<T>();
+  const std::string got = value.is_number() ? value.dump() : value.type_name();
+  fail(function, what, ", expected an integer from ", +least, " to ", +most, ", got ", std::string_view(got));
 }
 
 /// A JSON object whose values are taken by key. A value of null counts as absent.

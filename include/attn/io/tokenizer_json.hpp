@@ -19,6 +19,7 @@
 
 #include "../error.hpp"
 #include "byte_pair.hpp"
+#include "json_object.hpp"
 #include "mapped_file.hpp"
 
 namespace attn::detail {
@@ -143,21 +144,23 @@ class TokenizerJson {
   /// Ids need not follow each other; what is left out is an empty token.
   void read_tokens() {
     const Json& vocabulary = model_.at("vocab");
-    for (const auto& [text, id] : vocabulary.items()) set_token(id.get<std::int64_t>(), text);
+    for (const auto& [text, id] : vocabulary.items()) set_token(id_of(text, id), text);
     const Json* const added = part("added_tokens");
     if (added == nullptr) return;
     for (const Json& token : *added) {
       const std::string text = token.at("content").get<std::string>();
       for (const char* const name : {"lstrip", "rstrip", "single_word"})
         if (flag(token, name)) refuse("added token " + text, "one that is taken as it is", name);
-      const auto id = token.at("id").get<std::int64_t>();
+      const std::int64_t id = id_of(text, token.at("id"));
       set_token(id, text);
       special_.push_back(static_cast<TokenId>(id));
     }
   }
-  void set_token(std::int64_t id, const std::string& text) {
+  [[nodiscard]] static std::int64_t id_of(const std::string& text, const Json& value) {
     constexpr auto most = static_cast<std::int64_t>(PieceTable::most);
-    require(id >= 0 && id < most, fn, "id of ", std::string_view(text), ", expected 0 to ", most - 1, ", got ", id);
+    return integer_of<std::int64_t>(fn, "id of " + text, value, 0, most - 1);
+  }
+  void set_token(std::int64_t id, const std::string& text) {
     const auto i = static_cast<std::size_t>(id);
     if (i >= tokens_.size()) tokens_.resize(i + 1);
     require(tokens_[i].empty() || tokens_[i] == text, fn, "id ", id, ", expected one token, got ",
