@@ -157,6 +157,27 @@ BENCHMARK(linear_format)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
 
+/// A layer of bfloat16 beside one of float, whose time by the other's is `of_float`.
+void linear_of_bfloat16(benchmark::State& state) {
+  const Index M = state.range(0), N = state.range(1), K = state.range(2);
+  const Linear<float> layer(K, N);
+  const Tensor<Eigen::bfloat16, 2> weight = layer.weight().cast<Eigen::bfloat16>();
+  const Tensor<Eigen::bfloat16, 1> bias = layer.bias().cast<Eigen::bfloat16>();
+  const Linear<Eigen::bfloat16> low(weight, bias);
+  const auto x = random<2>({M, K}, 1);
+  const Tensor<Eigen::bfloat16, 2> x_low = x.cast<Eigen::bfloat16>();
+  Tensor<float, 2> y(M, N);
+  Tensor<Eigen::bfloat16, 2> y_low(M, N);
+  layer.forward_into(y, x), low.forward_into(y_low, x_low);
+  for (Index i = 0; i < y.size(); i += 101)
+    if (!(std::abs(static_cast<float>(y_low.data()[i]) - y.data()[i]) <= 0.02F)) return reject(state);
+  time_runs(state, {.operations = 2.0 * static_cast<double>(M * N * K)}, [&] { low.forward_into(y_low, x_low); });
+  compare_in_pairs(
+      state, "of_float", [&] { return seconds([&] { layer.forward_into(y, x); }); },
+      [&] { return seconds([&] { low.forward_into(y_low, x_low); }); });
+}
+BENCHMARK(linear_of_bfloat16)->Apply(linear_shapes);
+
 }  // namespace
 }  // namespace attn_bench
 

@@ -1,4 +1,4 @@
-// attn::Linear against oneDNN's matmul with prepacked weights, in one process, taking turns: in float, and in int8, where
+// attn::Linear against oneDNN's matmul with prepacked weights, in one process, taking turns: in float, in bfloat16, and in int8, where
 // oneDNN has one scale for all, and none of the work of rounding inputs. On CPUs with AMX its int8 uses that, unless
 // DNNL_MAX_CPU_ISA=AVX512_CORE_VNNI.
 //
@@ -32,14 +32,13 @@ struct Operand {
 /// oneDNN's product y [M,N] = x [M,K] wT + bias. The weight is reordered once into the layout that oneDNN asks for.
 class Matmul {
  public:
-  Matmul(Index M, Index N, Index K, const Operand& weight, Tensor<float, 1>& bias, const Operand& x,
-         Tensor<float, 2>& y) {
+  Matmul(Index M, Index N, Index K, const Operand& weight, Tensor<float, 1>& bias, const Operand& x, const Operand& y) {
     using Tag = dnnl::memory::format_tag;
     const auto tensor = [](Index rows, Index columns, Tag tag, dnnl::memory::data_type type = Operand{}.type) {
       return dnnl::memory::desc({rows, columns}, type, tag);
     };
     const dnnl::matmul::desc matmul(tensor(M, K, Tag::ab, x.type), tensor(K, N, Tag::any, weight.type),
-                                    tensor(1, N, Tag::ab), tensor(M, N, Tag::ab));
+                                    tensor(1, N, Tag::ab), tensor(M, N, Tag::ab, y.type));
     const dnnl::matmul::primitive_desc chosen(matmul, engine_);
     dnnl::memory plain(tensor(K, N, Tag::ba, weight.type), engine_, weight.data);
     dnnl::memory packed(chosen.weights_desc(), engine_);
@@ -49,7 +48,7 @@ class Matmul {
     arguments_ = {{DNNL_ARG_SRC, dnnl::memory(chosen.src_desc(), engine_, x.data)},
                   {DNNL_ARG_WEIGHTS, packed},
                   {DNNL_ARG_BIAS, dnnl::memory(chosen.bias_desc(), engine_, bias.data())},
-                  {DNNL_ARG_DST, dnnl::memory(chosen.dst_desc(), engine_, y.data())}};
+                  {DNNL_ARG_DST, dnnl::memory(chosen.dst_desc(), engine_, y.data)}};
   }
   void run() {
     matmul_.execute(stream_, arguments_);
@@ -112,13 +111,33 @@ void compare_in_float(std::ostream& json, Index M, Index N, Index K, int pairs) 
   attn::Linear<float> linear(K, N);
   Tensor<float, 2> weight = linear.weight(), x = random<2>({M, K}, 1), y(M, N), y_rival(M, N);
   Tensor<float, 1> bias = linear.bias();
-  Matmul rival(M, N, K, {weight.data()}, bias, {x.data()}, y_rival);
+  Matmul rival(M, N, K, {weight.data()}, bias, {x.data()}, {y_rival.data()});
   linear.forward_into(y, x);
   rival.run();
   if (!check_linear(linear, x.data(), M, y.data())) throw std::runtime_error("attn's result is wrong");
   if (!check_linear(linear, x.data(), M, y_rival.data())) throw std::runtime_error("oneDNN's result is wrong");
   time_pairs(
       json, "linear", M, N, K, pairs, [&] { linear.forward_into(y, x); }, [&] { rival.run(); });
+}
+
+void compare_in_bfloat16(std::ostream& json, Index M, Index N, Index K, int pairs) {
+  using T = Eigen::bfloat16;
+  const attn::Linear<float> in_float(K, N);
+  Tensor<T, 2> weight = in_float.weight().cast<T>(), x = random<2>({M, K}, 1).cast<T>(), y(M, N), y_rival(M, N);
+  const Tensor<T, 1> low_bias = in_float.bias().cast<T>();
+  Tensor<float, 1> bias = low_bias.cast<float>();
+  const attn::Linear<T> linear(weight, low_bias);
+  const auto type = dnnl::memory::data_type::bf16;
+  Matmul rival(M, N, K, {weight.data(), type}, bias, {x.data(), type}, {y_rival.data(), type});
+  linear.forward_into(y, x);
+  rival.run();
+  for (Index i = 0; i < M * N; ++i) {
+    const auto ours = static_cast<float>(y.data()[i]), theirs = static_cast<float>(y_rival.data()[i]);
+    if (!(std::abs(ours - theirs) <= 0.02F * (1 + std::abs(ours))))
+      throw std::runtime_error("attn's and oneDNN's results differ in bfloat16");
+  }
+  time_pairs(
+      json, "linear bfloat16", M, N, K, pairs, [&] { linear.forward_into(y, x); }, [&] { rival.run(); });
 }
 
 /// Weights are whole numbers, which both hold exactly, and inputs from 0 to 127 / 64, which both round alike: each group of 32
@@ -142,7 +161,7 @@ void compare_in_int8(std::ostream& json, Index M, Index N, Index K, int pairs) {
   attn::Linear<float> linear(weight, bias);
   linear.store_weights(attn::WeightFormat::int8);
   using Type = dnnl::memory::data_type;
-  Matmul rival(M, N, K, {weight_numbers.data(), Type::s8}, bias, {x_numbers.data(), Type::u8}, y_rival);
+  Matmul rival(M, N, K, {weight_numbers.data(), Type::s8}, bias, {x_numbers.data(), Type::u8}, {y_rival.data()});
   linear.forward_into(y, x);
   rival.run();
   for (Index i = 0; i < M * N; ++i)
@@ -168,6 +187,8 @@ int run_all(int argc, char** argv) {
   compare_in_float(json, 2048, 1024, 1024, pairs);
   json << ",\n";
   compare_in_float(json, 1024, 768, 768, pairs);
+  json << ",\n";
+  compare_in_bfloat16(json, 512, 4096, 4096, pairs);
   json << ",\n";
   compare_in_int8(json, 512, 4096, 4096, pairs);
   json << "\n  ]\n}\n";

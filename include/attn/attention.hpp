@@ -234,13 +234,16 @@ void run_checked(const AttentionSizes& n, const AttentionOutputs<X>& out, View<c
                  const StoredHeads<Accumulator<X>>& k, const StoredHeads<Accumulator<X>>& v, Isa isa,
                  const kernel::Rules<Accumulator<X>>& rules, const AttentionOptions& options) {
   if (n.B * n.H * n.S == 0 || (is_absent(out.output) && is_absent(out.log_sum_exp) && is_absent(out.weights))) return;
-  run_attention(attention_problem(n, q, k.rows, v.rows, options, out),
-                {.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
-                 .queries = kernel::codec_of<kernel::Stored<X>>(isa),
-                 .keys = *k.format,
-                 .values = *v.format,
-                 .ahead = decode_prefetch()},
-                rules);
+  kernel::AttentionKernels<kernel::Stored<X>> kernels{.arithmetic = kernel::arithmetic_of<Accumulator<X>>(isa),
+                                                      .queries = kernel::codec_of<kernel::Stored<X>>(isa),
+                                                      .keys = *k.format,
+                                                      .values = *v.format,
+                                                      .ahead = decode_prefetch()};
+  if constexpr (std::same_as<X, Eigen::bfloat16>) {
+    const auto* const own = &kernel::row_format_of<float, kernel::Bfloat16>(isa);
+    if (k.format == own && v.format == own && bf16_dots(isa)) kernels.pairs = kernel::pair_attention_of(isa);
+  }
+  run_attention(attention_problem(n, q, k.rows, v.rows, options, out), kernels, rules);
 }
 
 template <Scalar X, Mask M, class F>

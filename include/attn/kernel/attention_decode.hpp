@@ -140,8 +140,8 @@ class DecodeTasks {
     Buffers(const DecodeTasks& tasks, Scratch& scratch)
         : queries(scratch.take<A>(tasks.rows_ * tasks.D_)),
           scores(scratch.take<A>(tasks.rows_ * tasks.scores_row())),
-          k(tasks.arithmetic_, tasks.kernels_.keys, tasks.key_rows(), scratch),
-          v(tasks.arithmetic_, tasks.kernels_.values, tasks.value_rows(), scratch) {}
+          k(tasks.kernels_.keys, tasks.key_rows(), scratch),
+          v(tasks.kernels_.values, tasks.value_rows(), scratch) {}
   };
   struct JoinBuffers {
     A* y;        // [Dv]
@@ -161,6 +161,7 @@ class DecodeTasks {
     return {.stride = stride,
             .size = size,
             .copied = padded != size || format.score_rows == nullptr,
+            .padded = padded,
             .width = padded,
             .step = copy_keys,
             .slots = 1};

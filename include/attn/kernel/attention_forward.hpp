@@ -42,6 +42,10 @@ class AttentionTasks {
   AttentionTasks(const AttentionProblem<Q>& problem, const Rules<A>& rules, const AttentionKernels<Q>& kernels,
                  Index threads)
       : problem_(problem), rules_(rules), kernels_(kernels), panel_(kernels.arithmetic.panel_columns()) {
+    // Elements of q and k are multiplied in pairs as they lie.
+    if constexpr (has_pairs)
+      if (kernels.pairs != nullptr && problem.D % 2 == 0)
+        pairs_ = kernels.pairs, keys_ = &pairs_->keys, values_ = &pairs_->values;
     cut_into_blocks(threads);
     cut_into_tasks(threads);
     choose_copies(threads);
@@ -70,6 +74,7 @@ class AttentionTasks {
  private:
   class Worker;
 
+  static constexpr bool has_pairs = std::is_same_v<Q, Bfloat16>;
   static constexpr Index max_block_rows =
       384;                                // 96 read k and v too often (15 %), 192 and 288 are equal, 576 leave L2 (3 %)
   static constexpr Index step_keys = 64;  // 32 read and write the output too often (3 %), 96 and 128 are equal
@@ -98,19 +103,21 @@ class AttentionTasks {
   void choose_copies(Index threads) {
     const bool read_again = task_heads_ * task_blocks_ > 1;
     const Index steps = std::max<Index>(ceil_div(problem_.T, step_keys), 1);
-    const auto rows = [&](const RowFormat<A>& format, Index stride, Index size) {
+    const auto rows = [&](const RowFormat<A>& format, Index stride, Index size, Index copied_size) {
       const bool page_each = stride >= 4096;  // then a copy saves 1 to 2 %
       const bool copied =
           format.converted || aliases_in_cache(stride) || crowds_l1(stride, panels_) || (read_again && page_each);
       return typename RowSource<A>::Shape{.stride = stride,
                                           .size = size,
                                           .copied = copied,
-                                          .width = copied_stride<A>(size),
+                                          .padded = size,
+                                          .width = copied_stride<A>(copied_size),
                                           .step = step_keys,
                                           .slots = 1};
     };
-    k_rows_ = rows(kernels_.keys, problem_.k.row, problem_.D);
-    v_rows_ = rows(kernels_.values, problem_.v.row, problem_.Dv);
+    const Index together = pairs_ != nullptr ? 2 : 1;  // elements in the place of one
+    k_rows_ = rows(*keys_, problem_.k.row, problem_.D, ceil_div(problem_.D, together));
+    v_rows_ = rows(*values_, problem_.v.row, problem_.Dv, ceil_div(problem_.Dv, together));
     const Index row = (k_rows_.copied ? k_rows_.width : 0) + (v_rows_.copied ? v_rows_.width : 0);
     if (read_again && problem_.T * row <= max_copied / threads) k_rows_.slots = v_rows_.slots = steps;
   }
@@ -119,6 +126,8 @@ class AttentionTasks {
   const AttentionProblem<Q>& problem_;
   const Rules<A>& rules_;
   const AttentionKernels<Q>& kernels_;
+  const PairAttention* pairs_ = nullptr;  // where operands are pairs
+  const RowFormat<A>*keys_ = &kernels_.keys, *values_ = &kernels_.values;
   Index panel_;                     // queries of a panel
   Index panels_, row_blocks_;       // panels of a block, blocks of a head
   Index task_heads_, task_blocks_;  // heads of a task, blocks of each
@@ -143,8 +152,8 @@ class AttentionTasks<Q>::Worker {
         rescale_(scratch.take<A>(panel_)),
         rows_buffer_(
             scratch.take<A>(panel_ * std::max({Index{2}, padded_v(), problem_.weights != nullptr ? step_keys : 0}))),
-        k_(arithmetic_, tasks.kernels_.keys, tasks.k_rows_, scratch),
-        v_(arithmetic_, tasks.kernels_.values, tasks.v_rows_, scratch) {}
+        k_(*tasks.keys_, tasks.k_rows_, scratch),
+        v_(*tasks.values_, tasks.v_rows_, scratch) {}
 
   void begin_head(Index head) {
     b_ = head / problem_.H, h_ = head % problem_.H;
@@ -186,10 +195,24 @@ class AttentionTasks<Q>::Worker {
     std::fill_n(sums.row_sum + row, panel_, A{0});
     std::fill_n(sums.y + row * problem_.Dv, panel_ * problem_.Dv, A{0});
   }
+  void load_queries(Index row) {
+    const Q* const from = problem_.q.at(b_, h_, first_row_ + row);
+    A* const to = queries_ + row * problem_.D;
+    if constexpr (has_pairs)
+      if (tasks_.pairs_ != nullptr) return load_query_pairs(to, from, count(row));
+    tasks_.kernels_.queries.load_transposed(to, panel_, from, problem_.q.row, count(row), problem_.D);
+  }
+  /// to[pair][query] = n rows of pairs, by way of copies, since rows need not begin where a pair may.
+  void load_query_pairs(A* to, const Q* from, Index n) {
+    for (Index left = problem_.D / 2, pairs = 0; left > 0; left -= pairs, from += 2 * pairs, to += pairs * panel_) {
+      pairs = std::min(left, step_keys);
+      tasks_.pairs_->keys.load(scores_, step_keys, reinterpret_cast<const std::byte*>(from),
+                               problem_.q.row * Index{sizeof(Q)}, n, 2 * pairs);
+      arithmetic_.transpose(to, panel_, scores_, step_keys, n, pairs);
+    }
+  }
   void begin_panel(Index row) {
-    tasks_.kernels_.queries.load_transposed(queries_ + row * problem_.D, panel_,
-                                            problem_.q.at(b_, h_, first_row_ + row), problem_.q.row, count(row),
-                                            problem_.D);
+    load_queries(row);
     clear(row, chunk_);
     if (tasks_.is_chunked()) clear(row, total_);
     if (const A sink = sink_of(problem_, h_);
@@ -205,6 +228,23 @@ class AttentionTasks<Q>::Worker {
   [[nodiscard]] static Index keys(const Block& block) { return block.last.key - block.first.key + 1; }
   [[nodiscard]] Index padded_v() const { return arithmetic_.padded(problem_.Dv); }
 
+  /// scores = k q * scale, of operands that are elements or pairs of them.
+  template <class Operand>
+  void multiply_keys(const Tiles<Operand, A, Operand> (&tiles)[3], Index t, Index row, const Block& block,
+                     Index depth) {
+    const auto k = k_.rows(t, block.first.key, block.last.key + 1);
+    multiply(tiles,
+             Product<Operand, A, Operand>{.a = reinterpret_cast<const Operand*>(k.first),
+                                          .a_row = k.stride,
+                                          .b = reinterpret_cast<const Operand*>(queries_ + row * problem_.D),
+                                          .b_row = panel_,
+                                          .depth = depth,
+                                          .c = scores_,
+                                          .c_row = panel_,
+                                          .factor = tasks_.scale_},
+             keys(block), count(row), ahead(k_, t, row));
+  }
+
   /// scores = masked scores of the panel at `row` with keys of the step at t. Returns false where the mask leaves none;
   /// else `block` is what it leaves.
   bool scores(Index t, Index row, Block& block) {
@@ -214,17 +254,14 @@ class AttentionTasks<Q>::Worker {
               problem_.position(b_, h_, first_row_ + row + count(row) - 1, std::min(t + step_keys, problem_.T) - 1)});
     if (rest.empty) return false;
     block = rest.block;
-    const auto k = k_.rows(t, block.first.key, block.last.key + 1);
-    multiply(arithmetic_,
-             Product<A>{.a = k.first,
-                        .a_row = k.stride,
-                        .b = queries_ + row * problem_.D,
-                        .b_row = panel_,
-                        .depth = problem_.D,
-                        .c = scores_,
-                        .c_row = panel_,
-                        .factor = tasks_.scale_},
-             keys(block), count(row), ahead(k_, t, row));
+    if constexpr (has_pairs) {
+      if (tasks_.pairs_ != nullptr)
+        multiply_keys(tasks_.pairs_->panel_tiles, t, row, block, problem_.D / 2);
+      else
+        multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
+    } else {
+      multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
+    }
     if (rules_.cap_scores != nullptr) rules_.cap_scores(scores_, nullptr, keys(block) * panel_, rules_.cap);
     if (rest.masked || rules_.has_score)
       rules_.panel(rules_, scores_, keys(block), count(row), block.first, rest.masked);
@@ -241,21 +278,54 @@ class AttentionTasks<Q>::Worker {
 
   /// y = y * rescale + v p, for the step's weights p.
   void weigh_values(Index t, Index row, const Block& block, const A* rescale) {
-    A* const y = chunk_.y + row * problem_.Dv;
+    if constexpr (has_pairs)
+      if (tasks_.pairs_ != nullptr) return weigh_pairs(t, row, block, rescale);
     const auto v = v_.rows(t, block.first.key, block.last.key + 1);
-    multiply(arithmetic_,
-             Product<A>{.a = v.first,
-                        .a_row = 1,
-                        .a_step = v.stride,
-                        .b = scores_,
-                        .b_row = panel_,
-                        .depth = keys(block),
-                        .c = y,
-                        .c_row = panel_,
-                        .before = y,
-                        .before_row = panel_,
-                        .factor = rescale},
-             problem_.Dv, count(row), ahead(v_, t, row));
+    add_values(arithmetic_.panel_tiles, row, v.first, v.stride, scores_, keys(block), rescale, ahead(v_, t, row));
+  }
+  /// y = y * rescale + the sum over `depth` of values times weights, which are elements or pairs of them.
+  template <class Operand>
+  void add_values(const Tiles<Operand, A, Operand> (&tiles)[3], Index row, const Operand* values, Index stride,
+                  const Operand* weights, Index depth, const A* rescale, Prefetch ahead) {
+    A* const y = chunk_.y + row * problem_.Dv;
+    multiply(tiles,
+             Product<Operand, A, Operand>{.a = values,
+                                          .a_row = 1,
+                                          .a_step = stride,
+                                          .b = weights,
+                                          .b_row = panel_,
+                                          .depth = depth,
+                                          .c = y,
+                                          .c_row = panel_,
+                                          .before = y,
+                                          .before_row = panel_,
+                                          .factor = rescale},
+             problem_.Dv, count(row), ahead);
+  }
+  /// The same in pairs of keys, of which the first is even. A key at either end whose partner is not in the block goes alone: the
+  /// partner's value, which may be NaN, is not to be read.
+  void weigh_pairs(Index t, Index row, const Block& block, const A* rescale) {
+    const PairAttention& pairs = *tasks_.pairs_;
+    const Index first = block.first.key + block.first.key % 2, end = block.last.key + 1 - (block.last.key + 1) % 2;
+    const auto alone = [&](Index key) {
+      auto* const weight = reinterpret_cast<BfloatPair*>(rows_buffer_);
+      A* const value = rows_buffer_ + panel_;
+      const A* const score = scores_ + (key - block.first.key) * panel_;
+      pairs.values.load(value, 0, v_.stored_row(key), 0, 1, problem_.Dv);
+      pairs.round_weights(weight, score, std::fill_n(scores_ + keys(block) * panel_, panel_, A{0}) - panel_, 0, 1,
+                          panel_);
+      add_values(pairs.panel_tiles, row, reinterpret_cast<const BfloatPair*>(value), 0, weight, 1, rescale, {});
+      rescale = ones<A>.value;
+    };
+    if (first > block.first.key) alone(block.first.key);
+    if (end <= block.last.key && end >= first) alone(block.last.key);
+    if (first >= end) return;
+    auto* const weights = reinterpret_cast<BfloatPair*>(scores_);
+    const A* const from = scores_ + (first - block.first.key) * panel_;
+    pairs.round_weights(weights, from, from + panel_, 2 * panel_, (end - first) / 2, panel_);
+    const auto v = v_.rows(t, first, end);
+    add_values(pairs.panel_tiles, row, reinterpret_cast<const BfloatPair*>(v.first), 2 * v.stride, weights,
+               (end - first) / 2, rescale, ahead(v_, t, row));
   }
 
   /// Rows of the next step to prefetch during this panel: an equal share for each panel.

@@ -5,6 +5,7 @@
 
 #include "../scratch.hpp"
 #include "arithmetic.hpp"
+#include "attention_pairs.hpp"
 #include "codec.hpp"
 #include "problem.hpp"
 #include "row_source.hpp"
@@ -21,7 +22,8 @@ struct AttentionKernels {
   const Codec<Q>& queries;
   const RowFormat<A>& keys;
   const RowFormat<A>& values;
-  Index ahead = 0;  ///< bytes that decoding prefetches
+  Index ahead = 0;                       ///< bytes that decoding prefetches
+  const PairAttention* pairs = nullptr;  ///< where q, k and v are bfloat16, to be multiplied in pairs
 };
 
 /// The score of a head's sink; the masked score where it has none.

@@ -86,8 +86,8 @@ class BackwardBlock {
         output_rows(scratch.take<A>(block_rows() * v_stride)),
         weights(scratch.take<A>(step_keys * row)),
         gradients(scratch.take<A>(step_keys * row)),
-        k(arithmetic_, kernels.forward.keys, key_rows(kernels.forward.keys, n_.k.row, n_.D), scratch),
-        v(arithmetic_, kernels.forward.values, key_rows(kernels.forward.values, n_.v.row, n_.Dv), scratch) {}
+        k(kernels.forward.keys, key_rows(kernels.forward.keys, n_.k.row, n_.D), scratch),
+        v(kernels.forward.values, key_rows(kernels.forward.values, n_.v.row, n_.Dv), scratch) {}
 
   [[nodiscard]] Index block_rows() const { return shape_.panel * shape_.panels; }
   [[nodiscard]] Index count(Index at) const { return std::min(shape_.panel, rows - at); }
@@ -170,6 +170,7 @@ class BackwardBlock {
     return {.stride = stride,
             .size = size,
             .copied = copied,
+            .padded = arithmetic_.padded(size),
             .width = padded_stride(size),
             .step = step_keys,
             .slots = copied ? shape_.slots : 1};

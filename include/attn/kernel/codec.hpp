@@ -17,6 +17,11 @@ struct Half {
 struct Bfloat16 {
   std::uint16_t bits;
 };
+/// Two of them side by side, the first in the lower half: some CPUs multiply them by two others, and add both products to a
+/// float, in one instruction.
+struct BfloatPair {
+  std::uint32_t bits;
+};
 
 /// The type in which sums, scores and softmax of a stored type are computed.
 template <class Storage>

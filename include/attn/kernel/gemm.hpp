@@ -57,19 +57,20 @@ struct Ones {
 template <class A>
 inline constexpr Ones<A> ones{};
 
-/// A product of `rows` rows and of as many columns as a panel has at most. Leftover rows use the one-row tile, which
-/// takes no longer for one row than the whole one. Prefetches `ahead` evenly over the steps: a burst delays the tile's own
-/// loads (7 % of an attention).
-template <class A>
-void multiply(const Arithmetic<A>& arithmetic, Product<A> product, Index rows, Index columns, Prefetch ahead) {
-  const Tiles<A>& tiles = arithmetic.panel_tiles[std::min<Index>((columns - 1) / arithmetic.lanes, 2)];
+/// A product of `rows` rows and of as many columns as a panel has at most, with tiles of 1, 2 and 3 vectors of columns. Leftover
+/// rows use the one-row tile, which takes no longer for one row than the whole one. Prefetches `ahead` evenly over the steps: a
+/// burst delays the tile's own loads (7 % of an attention).
+template <class Operand, class A>
+void multiply(const Tiles<Operand, A, Operand> (&panel_tiles)[3], Product<Operand, A, Operand> product, Index rows,
+              Index columns, Prefetch ahead) {
+  const auto& tiles = panel_tiles[std::min<Index>((columns - 1) / panel_tiles[0].columns, 2)];
   const Index lines = ahead.rows * ceil_div(ahead.size, 64), depth = product.depth;
   Index every = 1, done_bytes = 0;  // steps from one prefetched line to the next; how far into the row they are
   while (every < 16 && 2 * every * lines * tiles.rows <= depth * rows) every *= 2;
   while (rows > 0) {
     const bool whole = rows >= tiles.rows;
     const Index done = whole ? tiles.rows : 1;
-    if (product.c_row != arithmetic.panel_columns())  // the caller's memory, which may not be near
+    if (product.c_row != panel_tiles[2].columns)  // the caller's memory, which may not be near
       for (Index r = 0; r < done; ++r)
         prefetch(product.c + r * product.c_row, tiles.columns * static_cast<Index>(sizeof(A)));
     (whole ? tiles.whole : tiles.one)(product, ahead.row + done_bytes, ahead.rows > 0 ? every - 1 : -1);
@@ -81,6 +82,10 @@ void multiply(const Arithmetic<A>& arithmetic, Product<A> product, Index rows, I
     product.skip_rows(done);
     rows -= done;
   }
+}
+template <class A>
+void multiply(const Arithmetic<A>& arithmetic, const Product<A>& product, Index rows, Index columns, Prefetch ahead) {
+  multiply(arithmetic.panel_tiles, product, rows, columns, ahead);
 }
 
 }  // namespace ATTN_UNIT_FLAGS

@@ -51,14 +51,14 @@ class RowSource {
     Index stride;  ///< from one row to the next, in bytes
     Index size;    ///< elements of a row
     bool copied;
-    Index width;  ///< from one copied row to the next, in elements; at least `size` in whole vectors
-    Index step;   ///< rows of a step, at most 64
-    Index slots;  ///< steps whose copies are kept
+    Index padded;  ///< elements of a copied row, zeros from `size` on
+    Index width;   ///< from one copied row to the next, in elements
+    Index step;    ///< rows of a step, at most 64
+    Index slots;   ///< steps whose copies are kept
   };
 
-  [[gnu::noinline]] RowSource(const Arithmetic<A>& arithmetic, const RowFormat<A>& format, const Shape& shape,
-                              attn::detail::Scratch& scratch)
-      : format_(format), shape_(shape), padded_(arithmetic.padded(shape.size)) {
+  [[gnu::noinline]] RowSource(const RowFormat<A>& format, const Shape& shape, attn::detail::Scratch& scratch)
+      : format_(format), shape_(shape) {
     if (!shape.copied) return;
     slots_ = scratch.take<Slot>(shape.slots);
     copy_ = scratch.take<A>(shape.slots * shape.step * shape.width);
@@ -91,6 +91,8 @@ class RowSource {
     const Rows copies = copied_rows(step_begin, begin, end);
     return {reinterpret_cast<const std::byte*>(copies.first), copies.stride * Index{sizeof(A)}};
   }
+  /// A row as it is stored.
+  [[nodiscard]] const std::byte* stored_row(Index t) const { return row_at(t); }
   /// The end of the rows that lie one after another from `begin` on, at most `end`.
   [[nodiscard]] Index stretch_end(Index begin, Index end) const {
     if (head_.runs == nullptr) return end;
@@ -105,7 +107,8 @@ class RowSource {
       const Slot& slot = slot_of(step_begin);
       const Index row = begin - step_begin;
       if (slot.step_begin == step_begin && row < 64 && (slot.copied >> row & 1) != 0)
-        return Prefetch::of(copy_of(step_begin) + row * shape_.width, shape_.width, shape_.size, count);
+        return Prefetch::of(copy_of(step_begin) + row * shape_.width, shape_.width, std::min(shape_.size, shape_.width),
+                            count);
     }
     return Prefetch::of(row_at(begin), shape_.stride, format_.row_bytes(shape_.size), count);
   }
@@ -149,12 +152,11 @@ class RowSource {
   void load(A* to, Index begin, Index end) const {
     format_.load(to, shape_.width, row_at(begin), shape_.stride, end - begin, shape_.size);
     for (; begin < end; ++begin, to += shape_.width)
-      for (Index i = shape_.size; i < padded_; ++i) to[i] = 0;
+      for (Index i = shape_.size; i < shape_.padded; ++i) to[i] = 0;
   }
 
   const RowFormat<A>& format_;
   Shape shape_;
-  Index padded_;  // elements of a row in whole vectors
   HeadRows head_{nullptr};
   Slot* slots_ = nullptr;
   A* copy_ = nullptr;

@@ -5,6 +5,7 @@
 #include "convert.inl"
 #include "transpose.inl"
 #include "rows.inl"
+#include "bfloat_pair.inl"
 #include "tile.inl"
 #include "softmax.inl"
 #include "scores.inl"

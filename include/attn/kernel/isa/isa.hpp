@@ -211,10 +211,11 @@ inline void set_active_isa(Isa isa) {
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
 
-/// Whether layers of bfloat16 multiply by dot products of pairs (AVX512-BF16) and not, converted to float, by the tile of all
-/// other products. It takes half of float's time on AMD's Zen 4 and 5 and twice as long on Intel's Sapphire and Emerald Rapids:
-/// so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise. Products of
-/// subnormal numbers then count as 0. Errors: ATTN_BF16_DOT is not 0 or 1.
+/// Whether layers and attention of bfloat16 multiply by dot products of pairs (AVX512-BF16) and not, converted to float, by the
+/// tile of all other products. It takes half of float's time on AMD's Zen 4 and 5 and twice as long on Intel's Sapphire and
+/// Emerald Rapids: so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise.
+/// Subnormal numbers then count as 0; and attention of more than a few queries, of an even head size, rounds its weights to
+/// bfloat16 before they are multiplied by v, as PyTorch does. Errors: ATTN_BF16_DOT is not 0 or 1.
 [[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
   static const bool has = detail::cpu_has_bf16_dots(Isa::avx512), otherwise = !detail::cpu_is_intel();
   return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) && has &&

@@ -1,25 +1,20 @@
-// Part of body.inl: products of bfloat16 in pairs of inputs. Only for CPUs that have the instruction, which is named in
-// assembly, as in dot.inl.
+// Part of body.inl: products of bfloat16 in pairs: of inputs of a linear layer; in attention, of elements of queries and keys,
+// and of keys.
 
-/// Two rows of a panel as stored, side by side in 32-bit words; `second` may be past the last row, whose inputs count as 0.
-ATTN_INLINE Bits<float> interleave_pairs(const Bfloat16* first, bool second) {
+/// Two rows as stored, side by side in 32-bit words; where there is no second one, its elements count as 0.
+ATTN_INLINE Bits<float> interleave_pairs(const Bfloat16* first, const Bfloat16* second) {
   const Bits<float> words = load_words(first);
-  return second ? words | load_words(first + panel_outputs) << 16 : words;
+  return second != nullptr ? words | load_words(second) << 16 : words;
 }
 inline void load_pairs(std::uint32_t* to, const Bfloat16* weights, Index inputs) {
   for (Index i = 0; i < inputs; i += 2, weights += 2 * panel_outputs, to += panel_outputs)
     for (int o = 0; o < panel_outputs; o += lanes<float>) {
-      const Bits<float> pair = interleave_pairs(weights + o, i + 1 < inputs);
+      const Bits<float> pair = interleave_pairs(weights + o, i + 1 < inputs ? weights + panel_outputs + o : nullptr);
       __builtin_memcpy(to + o, &pair, sizeof pair);
     }
 }
 
 #if defined(__x86_64__) && ATTN_VECTOR_BYTES == 64
-/// sum + the products of two numbers and two more, in each lane.
-ATTN_INLINE Vec<float> add_pair(Vec<float> sum, Bits<float> weights, Bits<float> inputs) {
-  __asm__("vdpbf16ps {%2, %1, %0|%0, %1, %2}" : "+v"(sum) : "v"(weights), "v"(inputs));
-  return sum;
-}
 /// One tile, R rows by N vectors of outputs from `output` on.
 template <bool is_copied, int R, int N>
 __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, int output) {
@@ -36,11 +31,12 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
     Bits<float> pair[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) {
-      if constexpr (is_copied)
+      if constexpr (is_copied) {
         pair[n] = load_group_words(at + n * static_cast<int>(sizeof pair[n]));
-      else
-        pair[n] =
-            interleave_pairs(static_cast<const Bfloat16*>(static_cast<const void*>(at)) + n * lanes<float>, whole);
+      } else {
+        const auto* const first = static_cast<const Bfloat16*>(static_cast<const void*>(at)) + n * lanes<float>;
+        pair[n] = interleave_pairs(first, whole ? first + panel_outputs : nullptr);
+      }
     }
     prefetch_words(prefetch);
     ATTN_UNROLL
@@ -51,7 +47,7 @@ __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, 
       else
         __builtin_memcpy(&inputs, x[r] + i, 2);
       ATTN_UNROLL
-      for (int n = 0; n < N; ++n) sum[r][n] = add_pair(sum[r][n], pair[n], inputs - Bits<float>{});
+      for (int n = 0; n < N; ++n) sum[r][n] = multiply_add(inputs - Bits<float>{}, pair[n], sum[r][n]);
     }
   }
   add_sums<R, N>(product, row, output, sum);
@@ -70,6 +66,56 @@ inline void multiply_pairs(const PairProduct& product) {
   multiply_rows_of_pairs<false>(product);
 }
 inline constexpr PairReader pair_reader{.load = load_pairs, .multiply = multiply_pairs};
+
+// ---- Attention ----
+
+/// Rows of keys as they are: an even number of elements.
+inline void copy_key_rows(float* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
+  for (; rows > 0; --rows, to += to_row, from += from_row)
+    __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(Bfloat16));
+}
+/// Rows of values two by two, element by element, where the first of both goes. The last of an odd number is paired with zeros.
+inline void interleave_value_rows(float* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
+  for (; rows > 0; rows -= 2, to += 2 * to_row, from += 2 * from_row) {
+    const auto* const first = static_cast<const Bfloat16*>(static_cast<const void*>(from));
+    const auto* const second =
+        rows > 1 ? static_cast<const Bfloat16*>(static_cast<const void*>(from + from_row)) : nullptr;
+    Index i = 0;
+    for (; i + lanes<float> <= n; i += lanes<float>)
+      store(to + i, from_bits<float>(interleave_pairs(first + i, second == nullptr ? nullptr : second + i)));
+    for (; i < n; ++i) {
+      const std::uint32_t pair = first[i].bits | (second == nullptr ? 0U : std::uint32_t{second[i].bits} << 16);
+      __builtin_memcpy(to + i, &pair, sizeof pair);
+    }
+  }
+}
+inline void round_weights(BfloatPair* to, const float* first, const float* second, Index row, Index pairs, Index n) {
+  for (Index pair = 0; pair < pairs; ++pair, to += n, first += row, second += row)
+    for (Index i = 0; i < n; i += lanes<float>) {
+      const Vec<BfloatPair> rounded = round_to_pairs(load(first + i), load(second + i));
+      __builtin_memcpy(to + i, &rounded, sizeof rounded);
+    }
+}
+template <int N>
+inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{
+    tile_rows, N* lanes<float>, tile<float, tile_rows, N, BfloatPair, BfloatPair>,
+    tile<float, 1, N, BfloatPair, BfloatPair>};
+constexpr RowFormat<float> pair_rows(decltype(RowFormat<float>::load) load) {
+  return {.converted = true,
+          .scaled = false,
+          .element = sizeof(Bfloat16),
+          .load = load,
+          .score_rows = nullptr,
+          .weigh_rows = nullptr,
+          .store = nullptr};
+}
+inline constexpr PairAttention pair_attention_functions{
+    .panel_tiles = {pair_panel_tiles<1>, pair_panel_tiles<2>, pair_panel_tiles<3>},
+    .keys = pair_rows(copy_key_rows),
+    .values = pair_rows(interleave_value_rows),
+    .round_weights = round_weights};
+inline constexpr const PairAttention* pair_attention = &pair_attention_functions;
 #else
 inline constexpr PairReader pair_reader{.load = load_pairs, .multiply = nullptr};
+inline constexpr const PairAttention* pair_attention = nullptr;
 #endif

@@ -15,6 +15,7 @@
 #include "../../math.hpp"
 #include "../../score.hpp"
 #include "../arithmetic.hpp"
+#include "../attention_pairs.hpp"
 #include "../codec.hpp"
 #include "../gemm.hpp"
 #include "../row_source.hpp"
@@ -119,6 +120,14 @@ template <class W>
   if (isa == Isa::avx2) return avx2::pair_reader;
 #endif
   return baseline::pair_reader;
+}
+
+/// What attention of bfloat16 multiplies in pairs with; null where there is no instruction for it.
+[[nodiscard]] inline const PairAttention* pair_attention_of([[maybe_unused]] Isa isa) {
+#if ATTN_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::pair_attention;
+#endif
+  return baseline::pair_attention;
 }
 
 /// The cap on scores: apart from the tables, so that programs without one do not compile it.

@@ -7,19 +7,19 @@ inline constexpr int tile_vectors = 3;
 template <class A>
 inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
-/// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of matrices in attn is this
-/// loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A little over 40 lines, since sums that
+/// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of floats, doubles and pairs of
+/// bfloat16 is this loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A little over 40 lines, since sums that
 /// pass through another function would leave their registers.
-template <class A, int R, int N, class B = A>
-__attribute__((noinline)) void tile(const Product<A, A, B>& product, const char* prefetch, Index prefetch_mask) {
-  const A* a[std::size_t{R}];
+template <class A, int R, int N, class B = A, class Operand = A>
+__attribute__((noinline)) void tile(const Product<Operand, A, B>& product, const char* prefetch, Index prefetch_mask) {
+  const Operand* a[std::size_t{R}];
   const B* b = product.b;
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) a[r] = product.a + r * product.a_row;
   const Index a_step = product.a_step, b_row = product.b_row;
   Vec<A> sum[std::size_t{R}][std::size_t{N}] = {};
   for (Index i = product.depth, at = 0; i > 0; --i, at += a_step, b += b_row) {
-    Vec<A> column[std::size_t{N}];
+    Vec<Operand> column[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) column[n] = load(b + n * lanes<A>);
     if ((i & prefetch_mask) == 0) {
@@ -28,7 +28,7 @@ __attribute__((noinline)) void tile(const Product<A, A, B>& product, const char*
     }
     ATTN_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vec<A> x = splat(a[r][at]);
+      const Vec<Operand> x = splat(a[r][at]);
       ATTN_UNROLL
       for (int n = 0; n < N; ++n) sum[r][n] = multiply_add(x, column[n], sum[r][n]);
     }

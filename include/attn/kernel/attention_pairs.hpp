@@ -1,0 +1,24 @@
+// Floor 2. Attention of bfloat16 that is multiplied in pairs.
+#pragma once
+
+#include "../config.hpp"
+#include "../error.hpp"
+#include "arithmetic.hpp"
+#include "codec.hpp"
+#include "row_source.hpp"
+
+namespace attn::kernel {
+inline namespace ATTN_UNIT_FLAGS {
+
+/// What an instruction set does with pairs of bfloat16 in attention. Scores are sums over pairs of elements, which lie side by
+/// side in rows of q and k. Outputs are sums over pairs of keys: weights are rounded, and rows of v are copied two by two.
+struct PairAttention {
+  Tiles<BfloatPair, float, BfloatPair> panel_tiles[3];  ///< of 1, 2, 3 vectors of columns
+  RowFormat<float> keys;                                ///< copied as they are; the size of a row is even
+  RowFormat<float> values;  ///< row t and the next one side by side where row t would be, in room for two; t is even
+  /// to[pair][i] = first[pair * row + i] and second[pair * row + i], for n of them in whole vectors.
+  void (*round_weights)(BfloatPair* to, const float* first, const float* second, Index row, Index pairs, Index n);
+};
+
+}  // namespace ATTN_UNIT_FLAGS
+}  // namespace attn::kernel
