@@ -189,6 +189,49 @@ TEST(SavedAttentionFile, IsRefusedIfANumberDoesNotFit) {
                {"[attn::load] call", "got 4294967296"});
 }
 
+TEST(SavedAttentionFile, IsRefusedIfAGradientHasAnotherShape) {
+  const TemporaryFile file;
+  LlamaAttention<float> module(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2});
+  attn::save(module, file.path());
+  const attn::SafetensorsFile saved(file.path());
+  const auto refused = [&](const char* name, const auto& gradient, std::initializer_list<std::string_view> parts) {
+    attn::SafetensorsWriter writer;
+    for (const auto& [key, text] : saved.metadata()) writer.set_metadata(key, text);
+    for (const std::string& tensor : saved.names()) {
+      const auto shape = saved.tensor(tensor).shape;
+      if (shape.size() == 2)
+        writer.add(tensor, saved.read<float, 2>(tensor));
+      else
+        writer.add(tensor, saved.read<float, 1>(tensor));
+    }
+    writer.add(name, gradient);
+    const TemporaryFile other;
+    writer.write(other.path());
+    expect_error([&] { static_cast<void>(attn::load<float>(other.path())); }, parts);
+  };
+  refused("query.bias.gradient", random_tensor<float, 1>({1000}, 1),
+          {"[attn::load] query.bias.gradient", "[8]", "got [1000]"});
+  refused("query.weight.gradient", random_tensor<float, 2>({9, 8}, 1),
+          {"[attn::load] query.weight.gradient", "[8,8]", "got [9,8]"});
+  refused("query.weight.gradient", random_tensor<float, 2>({800, 800}, 1), {"got [800,800]"});
+  refused("query.weight.gradient", random_tensor<float, 1>({64}, 1), {"got [64]"});
+}
+
+TEST(SavedAttentionFile, IsRefusedBeforeItAllocatesWhatItCannotHold) {
+  const TemporaryFile file;
+  attn::save(LlamaAttention<float>(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2}), file.path());
+  const attn::SafetensorsFile saved(file.path());
+  attn::SafetensorsWriter writer;
+  for (const auto& [key, text] : saved.metadata()) writer.set_metadata(key, text);
+  auto config = nlohmann::json::parse(saved.metadata().at("config"));
+  config["hidden_size"] = std::int64_t{1} << 40;
+  writer.set_metadata("config", config.dump());
+  const TemporaryFile other;
+  writer.write(other.path());
+  expect_error([&] { static_cast<void>(attn::load<float>(other.path())); },
+               {"[attn::load] configuration", "weights are in the file"});
+}
+
 TEST(SavedAttentionFile, LeavesWhatWasThereIfItCannotBeWritten) {
   const LlamaAttention<float> module(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2});
   expect_error([&] { attn::save(module, "/nowhere/that/exists/x.safetensors"); }, {"[attn::SafetensorsWriter::write]"});

@@ -81,6 +81,22 @@ void load_weight(Linear<T>& layer, const std::string& name, WeightFormat format,
   layer.store_weights(format);
 }
 
+/// Throws unless the file may hold the weights of such a module, of which each projection is stored or shares one of the same
+/// size: so that a configuration that somebody made up allocates nothing.
+inline void check_weights_fit(const LlamaAttentionConfig& c, Index file_bytes) {
+  const auto hidden = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_attention_heads);
+  const auto context = static_cast<double>(c.context_size != 0 ? c.context_size : c.hidden_size);
+  const double groups = c.num_key_value_heads != 0 ? static_cast<double>(c.num_key_value_heads) : heads;
+  const double size = c.head_dim != 0 ? static_cast<double>(c.head_dim) : hidden / heads;
+  const double value_size = c.value_head_dim != 0 ? static_cast<double>(c.value_head_dim) : size;
+  const double largest = std::max(
+      {hidden * heads * size, context * groups * size, context * groups * value_size, hidden * heads * value_size});
+  constexpr double least_bytes = 0.5;  // of a weight
+  require(!(largest * least_bytes > static_cast<double>(file_bytes)), "load",
+          "configuration, expected one whose weights are in the file, got more than fit into its ", file_bytes,
+          " bytes");
+}
+
 /// Gradients by the names of their parameters; those of weights [out,in].
 template <Scalar T>
 void save_gradients(SafetensorsWriter& writer, const LlamaAttention<T>& module) {
@@ -106,7 +122,13 @@ void load_gradients(LlamaAttention<T>& module, const SafetensorsFile& file) {
   for (const Parameter<T>& parameter : module.parameters()) {
     const std::string name = parameter.name() + ".gradient";
     if (!file.contains(name)) continue;
-    if (std::ssize(file.tensor(name).shape) == 1) {
+    std::vector<Index> shape{std::ssize(parameter.gradient())};
+    for (const auto& [projection, layer] : named_projections(module))
+      if (parameter.name() == std::string(projection) + ".weight")
+        shape = {layer->out_features(), layer->in_features()};
+    const std::vector<Index> got = file.tensor(name).shape;
+    require(got == shape, "load", std::string_view(name), ", expected shape ", Shape(shape), ", got ", Shape(got));
+    if (shape.size() == 1) {
       const Tensor<A, 1> gradient = file.read<A, 1>(name);
       std::copy_n(gradient.data(), gradient.size(), parameter.gradient().begin());
     } else {
@@ -172,7 +194,9 @@ LlamaAttention<T> load(const std::filesystem::path& path) {
   detail::require(text("scalar") == detail::element_name<T>, fn, "module, expected one of ", detail::element_name<T>,
                   ", got one of ", text("scalar"));
   const auto formats = detail::texts_of(fn, text("formats")), tied = detail::texts_of(fn, text("tied"));
-  LlamaAttention<T> module(detail::attention_config_of(fn, detail::parse_json(fn, text("config"))));
+  const LlamaAttentionConfig config = detail::attention_config_of(fn, detail::parse_json(fn, text("config")));
+  detail::check_weights_fit(config, static_cast<Index>(std::filesystem::file_size(path)));
+  LlamaAttention<T> module(config);
   const auto layers = detail::named_projections(module);
   for (const auto& [name, layer] : layers) {
     if (tied.contains(name)) {
