@@ -41,6 +41,7 @@ struct Source {
         shape{.stride = stride * Index{sizeof(Storage)},
               .size = size_,
               .copied = copied,
+              .padded = padded,
               .width = padded + 3,
               .step = step,
               .slots = slots},
@@ -48,7 +49,7 @@ struct Source {
         memory(stored<Storage>(numbers)),
         scratch_memory(as_size(size_of_scratch(isa)), std::byte{0xA5}),
         scratch(scratch_memory.data()),
-        rows(kernel::arithmetic_of<A>(isa), kernel::row_format_of<A, Storage>(isa), shape, scratch) {
+        rows(kernel::row_format_of<A, Storage>(isa), shape, scratch) {
     rows.begin({bytes_of(memory.data())});
   }
 
@@ -83,7 +84,7 @@ struct Source {
  private:
   [[nodiscard]] Index size_of_scratch(Isa isa) const {
     attn::detail::Scratch measured;
-    Rows(kernel::arithmetic_of<A>(isa), kernel::row_format_of<A, Storage>(isa), shape, measured);
+    Rows(kernel::row_format_of<A, Storage>(isa), shape, measured);
     return measured.size();
   }
 };
