@@ -19,34 +19,32 @@
 namespace attn::detail {
 inline namespace ATTN_EIGEN_ABI {
 
-using nlohmann::json;
-
 template <class X>
-[[nodiscard]] json optional_json(const std::optional<X>& x) {
-  return x ? json(*x) : json();
+[[nodiscard]] nlohmann::json optional_json(const std::optional<X>& x) {
+  return x ? nlohmann::json(*x) : nlohmann::json();
 }
 /// A field of an object. Errors: one that is missing, of another type, or an integer that X does not hold.
 template <class X>
-[[nodiscard]] X field_of(std::string_view fn, const json& object, const char* name) {
+[[nodiscard]] X field_of(std::string_view fn, const nlohmann::json& object, const char* name) {
   if constexpr (std::integral<X> && !std::same_as<X, bool>)
     return integer_of<X>(fn, name, object.at(name));
   else
     return object.at(name).get<X>();
 }
 template <class X>
-[[nodiscard]] std::optional<X> optional_of(std::string_view fn, const json& object, const char* name) {
+[[nodiscard]] std::optional<X> optional_of(std::string_view fn, const nlohmann::json& object, const char* name) {
   return object.at(name).is_null() ? std::nullopt : std::optional<X>(field_of<X>(fn, object, name));
 }
 
 /// Parses a text, or throws attn::Error.
-[[nodiscard]] inline json parse_json(std::string_view fn, std::string_view text) {
-  json result = json::parse(text, nullptr, false);
+[[nodiscard]] inline nlohmann::json parse_json(std::string_view fn, std::string_view text) {
+  nlohmann::json result = nlohmann::json::parse(text, nullptr, false);
   require(!result.is_discarded(), fn, "metadata, expected JSON, got something else");
   return result;
 }
 /// An object of texts. Errors: something else.
 [[nodiscard]] inline std::map<std::string, std::string> texts_of(std::string_view fn, std::string_view text) {
-  const json object = parse_json(fn, text);
+  const nlohmann::json object = parse_json(fn, text);
   std::map<std::string, std::string> texts;
   for (const auto& [name, value] : object.items()) {
     require(value.is_string(), fn, "metadata, expected texts, got another value of ", std::string_view(name));
@@ -62,25 +60,25 @@ template <class X>
 }
 
 struct ScalingToJson {
-  json operator()(std::monostate) const { return nullptr; }
-  json operator()(const LinearScaling& s) const { return {{"type", "linear"}, {"factor", s.factor}}; }
-  json operator()(const DynamicNtkScaling& s) const {
+  nlohmann::json operator()(std::monostate) const { return nullptr; }
+  nlohmann::json operator()(const LinearScaling& s) const { return {{"type", "linear"}, {"factor", s.factor}}; }
+  nlohmann::json operator()(const DynamicNtkScaling& s) const {
     return {{"type", "dynamic"}, {"factor", s.factor}, {"original_length", s.original_length}};
   }
-  json operator()(const Llama3Scaling& s) const {
+  nlohmann::json operator()(const Llama3Scaling& s) const {
     return {{"type", "llama3"},
             {"factor", s.factor},
             {"low_frequency_factor", s.low_frequency_factor},
             {"high_frequency_factor", s.high_frequency_factor},
             {"original_length", s.original_length}};
   }
-  json operator()(const YarnScaling& s) const {
+  nlohmann::json operator()(const YarnScaling& s) const {
     return {
         {"type", "yarn"},           {"factor", s.factor},       {"original_length", s.original_length},
         {"beta_fast", s.beta_fast}, {"beta_slow", s.beta_slow}, {"attention_factor", optional_json(s.attention_factor)},
         {"truncate", s.truncate}};
   }
-  json operator()(const LongRopeScaling& s) const {
+  nlohmann::json operator()(const LongRopeScaling& s) const {
     return {{"type", "longrope"},
             {"short_factors", s.short_factors},
             {"long_factors", s.long_factors},
@@ -89,7 +87,7 @@ struct ScalingToJson {
             {"attention_factor", optional_json(s.attention_factor)}};
   }
 };
-[[nodiscard]] inline RotaryScaling scaling_of(std::string_view fn, const json& j) {
+[[nodiscard]] inline RotaryScaling scaling_of(std::string_view fn, const nlohmann::json& j) {
   if (j.is_null()) return std::monostate{};
   const auto type = j.at("type").get<std::string>();
   const auto number = [&](const char* name) { return j.at(name).get<double>(); };
@@ -114,8 +112,8 @@ struct ScalingToJson {
   fail(fn, "rotary scaling, expected linear, dynamic, llama3, yarn or longrope, got ", std::string_view(type));
 }
 
-[[nodiscard]] inline json to_json(const LlamaAttentionConfig& c) {
-  json rotary;
+[[nodiscard]] inline nlohmann::json to_json(const LlamaAttentionConfig& c) {
+  nlohmann::json rotary;
   if (c.rotary)
     rotary = {{"interleaved", c.rotary->layout == RotaryLayout::interleaved},
               {"theta", c.rotary->theta},
@@ -147,7 +145,7 @@ struct ScalingToJson {
           {"max_length", optional_json(c.max_length)}};
 }
 /// Errors: fields that are missing or of another type.
-[[nodiscard]] inline LlamaAttentionConfig attention_config_of(std::string_view fn, const json& j) {
+[[nodiscard]] inline LlamaAttentionConfig attention_config_of(std::string_view fn, const nlohmann::json& j) {
   LlamaAttentionConfig c;
   try {
     const auto set = [&]<class X>(const char* name, X& field) { field = field_of<X>(fn, j, name); };
@@ -161,30 +159,30 @@ struct ScalingToJson {
     set_optional("query_bias", c.query_bias), set_optional("key_bias", c.key_bias);
     set_optional("value_bias", c.value_bias), set_optional("output_bias", c.output_bias);
     set("value_head_dim", c.value_head_dim), set_optional("scale", c.scale);
-    if (const json& cap = j.at("softcap"); !cap.is_null()) c.softcap = cap.get<double>();
+    if (const nlohmann::json& cap = j.at("softcap"); !cap.is_null()) c.softcap = cap.get<double>();
     set("sinks", c.sinks), set("norm_epsilon", c.norm_epsilon), set("output_gate", c.output_gate);
     c.query_key_norm = static_cast<QueryKeyNorm>(field_of<std::uint8_t>(fn, j, "query_key_norm"));
     set("context_size", c.context_size), set_optional("max_length", c.max_length);
-    if (const json& r = j.at("rotary"); !r.is_null())
+    if (const nlohmann::json& r = j.at("rotary"); !r.is_null())
       c.rotary =
           RotaryConfig{.layout = r.at("interleaved").get<bool>() ? RotaryLayout::interleaved : RotaryLayout::half_split,
                        .theta = r.at("theta").get<double>(),
                        .scaling = scaling_of(fn, r.at("scaling")),
                        .dimensions = field_of<Index>(fn, r, "dimensions"),
                        .length = optional_of<Index>(fn, r, "length")};
-  } catch (const json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     fail(fn, "configuration, expected that of a module that attn saved, got one that is not: ", error.what());
   }
   return c;
 }
 
-[[nodiscard]] inline json to_json(const std::array<DropoutState, 2>& states) {
-  json all = json::array();
+[[nodiscard]] inline nlohmann::json to_json(const std::array<DropoutState, 2>& states) {
+  nlohmann::json all = nlohmann::json::array();
   for (const DropoutState& state : states)
     all.push_back({{"training", state.training}, {"seed", state.seed}, {"given", state.given}, {"call", state.call}});
   return all;
 }
-[[nodiscard]] inline std::array<DropoutState, 2> dropout_states_of(std::string_view fn, const json& j) {
+[[nodiscard]] inline std::array<DropoutState, 2> dropout_states_of(std::string_view fn, const nlohmann::json& j) {
   std::array<DropoutState, 2> states;
   try {
     for (std::size_t i = 0; i < states.size(); ++i)
@@ -192,7 +190,7 @@ struct ScalingToJson {
                    .seed = field_of<std::uint64_t>(fn, j.at(i), "seed"),
                    .given = j.at(i).at("given").get<bool>(),
                    .call = field_of<std::uint32_t>(fn, j.at(i), "call")};
-  } catch (const json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     fail(fn, "state of dropouts, expected that of a module that attn saved, got one that is not: ", error.what());
   }
   return states;
