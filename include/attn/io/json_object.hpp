@@ -57,14 +57,18 @@ namespace attn::detail {
   return object;
 }
 
+/// Whether a value is an integer from `least` to `most`.
+template <std::integral T>
+[[nodiscard]] bool is_integer(const nlohmann::json& value, T least, T most) {
+  const auto is_between = [&](auto x) { return std::cmp_less_equal(least, x) && std::cmp_less_equal(x, most); };
+  if (value.is_number_unsigned()) return is_between(value.get<std::uint64_t>());
+  return value.is_number_integer() && is_between(value.get<std::int64_t>());
+}
 /// An integer from `least` to `most`. Errors, of `function` and `what`: another value.
 template <std::integral T>
 [[nodiscard]] T integer_of(std::string_view function, std::string_view what, const nlohmann::json& value,
                            T least = std::numeric_limits<T>::min(), T most = std::numeric_limits<T>::max()) {
-  const auto is_between = [&](auto x) { return std::cmp_less_equal(least, x) && std::cmp_less_equal(x, most); };
-  const bool fits = value.is_number_unsigned() ? is_between(value.get<std::uint64_t>())
-                                               : value.is_number_integer() && is_between(value.get<std::int64_t>());
-  if (fits) return value.get<T>();
+  if (is_integer(value, least, most)) return value.get<T>();
   const std::string got = value.is_number() ? value.dump() : value.type_name();
   fail(function, what, ", expected an integer from ", +least, " to ", +most, ", got ", std::string_view(got));
 }
@@ -98,9 +102,7 @@ class JsonObject {
     const auto* const value = take(key);
     if (value == nullptr) return {};
     if (!value->is_number_integer()) refuse(key, "an integer");
-    const bool fits =
-        !value->is_number_unsigned() || value->get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<Index>::max()};
-    if (!fits || value->get<Index>() < least || value->get<Index>() > most)
+    if (!is_integer(*value, least, most))
       refuse(key, "an integer from " + std::to_string(least) + " to " + std::to_string(most));
     return value->get<Index>();
   }
