@@ -141,6 +141,13 @@ TEST(SavedAttentionFile, HasWeightsThatOthersCanRead) {
   EXPECT_FALSE(plain.contains("query.weight.gradient")) << "there is none";
 }
 
+/// A file without tensors that says what another one says of its module.
+attn::SafetensorsWriter with_metadata_of(const attn::SafetensorsFile& file) {
+  attn::SafetensorsWriter writer;
+  for (const auto& [name, text] : file.metadata()) writer.set_metadata(name, text);
+  return writer;
+}
+
 TEST(SavedAttentionFile, IsRefusedIfItIsAnother) {
   const TemporaryFile file;
   attn::save(LlamaAttention<float>(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2}), file.path());
@@ -167,8 +174,7 @@ TEST(SavedAttentionFile, IsRefusedIfANumberDoesNotFit) {
   const attn::SafetensorsFile saved(file.path());
   const auto refused = [&](const char* metadata, const char* pointer, const nlohmann::json& value,
                            std::initializer_list<std::string_view> parts) {
-    attn::SafetensorsWriter writer;
-    for (const auto& [name, text] : saved.metadata()) writer.set_metadata(name, text);
+    attn::SafetensorsWriter writer = with_metadata_of(saved);
     auto changed = nlohmann::json::parse(saved.metadata().at(metadata));
     changed[nlohmann::json::json_pointer(pointer)] = value;
     writer.set_metadata(metadata, changed.dump());
@@ -195,8 +201,7 @@ TEST(SavedAttentionFile, IsRefusedIfAGradientHasAnotherShape) {
   attn::save(module, file.path());
   const attn::SafetensorsFile saved(file.path());
   const auto refused = [&](const char* name, const auto& gradient, std::initializer_list<std::string_view> parts) {
-    attn::SafetensorsWriter writer;
-    for (const auto& [key, text] : saved.metadata()) writer.set_metadata(key, text);
+    attn::SafetensorsWriter writer = with_metadata_of(saved);
     for (const std::string& tensor : saved.names()) {
       const auto shape = saved.tensor(tensor).shape;
       if (shape.size() == 2)
@@ -221,8 +226,7 @@ TEST(SavedAttentionFile, IsRefusedBeforeItAllocatesWhatItCannotHold) {
   const TemporaryFile file;
   attn::save(LlamaAttention<float>(LlamaAttentionConfig{.hidden_size = 8, .num_attention_heads = 2}), file.path());
   const attn::SafetensorsFile saved(file.path());
-  attn::SafetensorsWriter writer;
-  for (const auto& [key, text] : saved.metadata()) writer.set_metadata(key, text);
+  attn::SafetensorsWriter writer = with_metadata_of(saved);
   auto config = nlohmann::json::parse(saved.metadata().at("config"));
   config["hidden_size"] = std::int64_t{1} << 40;
   writer.set_metadata("config", config.dump());

@@ -81,20 +81,16 @@ void load_weight(Linear<T>& layer, const std::string& name, WeightFormat format,
   layer.store_weights(format);
 }
 
-/// Throws unless the file may hold the weights of such a module, of which each projection is stored or shares one of the same
-/// size: so that a configuration that somebody made up allocates nothing.
-inline void check_weights_fit(const LlamaAttentionConfig& c, Index file_bytes) {
-  const auto hidden = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_attention_heads);
-  const auto context = static_cast<double>(c.context_size != 0 ? c.context_size : c.hidden_size);
-  const double groups = c.num_key_value_heads != 0 ? static_cast<double>(c.num_key_value_heads) : heads;
-  const double size = c.head_dim != 0 ? static_cast<double>(c.head_dim) : hidden / heads;
-  const double value_size = c.value_head_dim != 0 ? static_cast<double>(c.value_head_dim) : size;
-  const double largest = std::max(
-      {hidden * heads * size, context * groups * size, context * groups * value_size, hidden * heads * value_size});
-  constexpr double least_bytes = 0.5;  // of a weight
-  require(!(largest * least_bytes > static_cast<double>(file_bytes)), "load",
-          "configuration, expected one whose weights are in the file, got more than fit into its ", file_bytes,
-          " bytes");
+/// Throws unless the file may hold the weights of a module whose configuration is complete: each projection is stored in it, or
+/// shares one of the same size. So a configuration that somebody made up allocates nothing.
+inline void check_weights_fit(const LlamaAttentionConfig& c, const SafetensorsFile& file) {
+  Index bytes = 0;
+  for (const std::string& name : file.names()) bytes += std::ssize(file.tensor(name).bytes);
+  const Index key_inputs = c.context_size == 0 ? c.hidden_size : c.context_size;
+  const Index weights = std::max(c.head_dim, c.value_head_dim) *
+                        std::max(c.num_attention_heads * c.hidden_size, c.num_key_value_heads * key_inputs);
+  require(weights / 2 <= bytes, "load", "configuration, expected one whose weights are in the file, got ", weights,
+          " of a projection, for ", bytes, " bytes");  // no format takes less than half a byte
 }
 
 /// Gradients by the names of their parameters; those of weights [out,in].
@@ -195,7 +191,7 @@ LlamaAttention<T> load(const std::filesystem::path& path) {
                   ", got one of ", text("scalar"));
   const auto formats = detail::texts_of(fn, text("formats")), tied = detail::texts_of(fn, text("tied"));
   const LlamaAttentionConfig config = detail::attention_config_of(fn, detail::parse_json(fn, text("config")));
-  detail::check_weights_fit(config, static_cast<Index>(std::filesystem::file_size(path)));
+  detail::check_weights_fit(detail::complete<T>(config), file);
   LlamaAttention<T> module(config);
   const auto layers = detail::named_projections(module);
   for (const auto& [name, layer] : layers) {
