@@ -11,6 +11,8 @@
 //
 // Scores are computed transposed so that both products are the same tile: its columns are queries, its rows are keys
 // as they lie in k, or elements of v as they lie in v. No key or value needs packing, and any D and Dv will do.
+// Where q, k and v are bfloat16 and the CPU multiplies pairs of them, the operands of both products are pairs: of elements of q and
+// k, of keys in the weights and v.
 // Memory traffic of a block: k and v once from L2 or L3, D + Dv elements per key for 2 * 384 * (D + Dv) flops. At 4 bytes
 // that is 1 byte in 192 flops: arithmetic, not memory, is the limit.
 #pragma once
@@ -228,7 +230,13 @@ class AttentionTasks<Q>::Worker {
   [[nodiscard]] static Index keys(const Block& block) { return block.last.key - block.first.key + 1; }
   [[nodiscard]] Index padded_v() const { return arithmetic_.padded(problem_.Dv); }
 
-  /// scores = k q * scale, of operands that are elements or pairs of them.
+  /// scores = k q * scale.
+  void multiply_keys(Index t, Index row, const Block& block) {
+    if constexpr (has_pairs)
+      if (tasks_.pairs_ != nullptr) return multiply_keys(tasks_.pairs_->panel_tiles, t, row, block, problem_.D / 2);
+    multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
+  }
+  /// The same of operands that are elements or pairs of them, `depth` to a row.
   template <class Operand>
   void multiply_keys(const Tiles<Operand, A, Operand> (&tiles)[3], Index t, Index row, const Block& block,
                      Index depth) {
@@ -254,14 +262,7 @@ class AttentionTasks<Q>::Worker {
               problem_.position(b_, h_, first_row_ + row + count(row) - 1, std::min(t + step_keys, problem_.T) - 1)});
     if (rest.empty) return false;
     block = rest.block;
-    if constexpr (has_pairs) {
-      if (tasks_.pairs_ != nullptr)
-        multiply_keys(tasks_.pairs_->panel_tiles, t, row, block, problem_.D / 2);
-      else
-        multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
-    } else {
-      multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
-    }
+    multiply_keys(t, row, block);
     if (rules_.cap_scores != nullptr) rules_.cap_scores(scores_, nullptr, keys(block) * panel_, rules_.cap);
     if (rest.masked || rules_.has_score)
       rules_.panel(rules_, scores_, keys(block), count(row), block.first, rest.masked);
@@ -302,18 +303,18 @@ class AttentionTasks<Q>::Worker {
                                           .factor = rescale},
              problem_.Dv, count(row), ahead);
   }
-  /// The same in pairs of keys, of which the first is even. A key at either end whose partner is not in the block goes alone: the
-  /// partner's value, which may be NaN, is not to be read.
+  /// Does what weigh_values does in pairs of keys, of which the first is even. A key at either end whose partner is not in the
+  /// block goes alone: the partner's value, which may be NaN, is not to be read.
   void weigh_pairs(Index t, Index row, const Block& block, const A* rescale) {
     const PairAttention& pairs = *tasks_.pairs_;
     const Index first = block.first.key + block.first.key % 2, end = block.last.key + 1 - (block.last.key + 1) % 2;
+    A* const zeros = scores_ + keys(block) * panel_;  // the weights of no key
     const auto alone = [&](Index key) {
       auto* const weight = reinterpret_cast<BfloatPair*>(rows_buffer_);
       A* const value = rows_buffer_ + panel_;
-      const A* const score = scores_ + (key - block.first.key) * panel_;
-      pairs.values.load(value, 0, v_.stored_row(key), 0, 1, problem_.Dv);
-      pairs.round_weights(weight, score, std::fill_n(scores_ + keys(block) * panel_, panel_, A{0}) - panel_, 0, 1,
-                          panel_);
+      std::fill_n(zeros, panel_, A{0});
+      pairs.round_weights(weight, scores_ + (key - block.first.key) * panel_, zeros, 0, 1, panel_);
+      pairs.values.load(value, 0, v_.row_at(key), 0, 1, problem_.Dv);
       add_values(pairs.panel_tiles, row, reinterpret_cast<const BfloatPair*>(value), 0, weight, 1, rescale, {});
       rescale = ones<A>.value;
     };

@@ -10,8 +10,8 @@
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-/// What an instruction set does with pairs of bfloat16 in attention. Scores are sums over pairs of elements, which lie side by
-/// side in rows of q and k. Outputs are sums over pairs of keys: weights are rounded, and rows of v are copied two by two.
+/// The functions by which attention multiplies bfloat16 in pairs. A score is a sum over pairs of elements, which lie side by side
+/// in rows of q and k. An output is a sum over pairs of keys: their weights are rounded, their rows of v copied two by two.
 struct PairAttention {
   Tiles<BfloatPair, float, BfloatPair> panel_tiles[3];  ///< of 1, 2, 3 vectors of columns
   RowFormat<float> keys;                                ///< copied as they are; the size of a row is even

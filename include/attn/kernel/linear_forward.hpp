@@ -97,14 +97,14 @@ class LinearTasks {
     InputGroup* rounded;  // the same in groups, where inputs are rounded: of all rows or, if sums are of floats, of one
     A* sums;              // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
     A* weights;           // [input][width] of one panel, or of each of the group, where they are copied
-    std::uint32_t* pairs;  // [pair of inputs][width] of one panel
+    BfloatPair* pairs;    // [pair of inputs][width] of one panel
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
         : x(scratch.take<A>((tasks.dots() ? 1 : tasks.block_rows_) * tasks.row_inputs())),
           rounded(scratch.take<InputGroup>((tasks.dots() ? tasks.block_rows_ : 1) * tasks.row_groups())),
           sums(scratch.take<A>(tasks.block_rows_ * width * tasks.task_blocks_ * tasks.summed_panels())),
           weights(scratch.take<A>(tasks.copied_weights())),
-          pairs(scratch.take<std::uint32_t>(tasks.copied_pairs())) {}
+          pairs(scratch.take<BfloatPair>(tasks.copied_pairs())) {}
   };
   /// A panel of outputs and a part of the inputs, for a block of rows.
   struct Part {

@@ -91,8 +91,11 @@ class RowSource {
     const Rows copies = copied_rows(step_begin, begin, end);
     return {reinterpret_cast<const std::byte*>(copies.first), copies.stride * Index{sizeof(A)}};
   }
-  /// A row as it is stored.
-  [[nodiscard]] const std::byte* stored_row(Index t) const { return row_at(t); }
+  /// Where a row is stored.
+  [[nodiscard]] const std::byte* row_at(Index t) const {
+    if (head_.runs == nullptr) return head_.first + t * shape_.stride;
+    return head_.runs[t / run_keys] + head_.offset + t % run_keys * shape_.stride;
+  }
   /// The end of the rows that lie one after another from `begin` on, at most `end`.
   [[nodiscard]] Index stretch_end(Index begin, Index end) const {
     if (head_.runs == nullptr) return end;
@@ -124,10 +127,6 @@ class RowSource {
     return ~std::uint64_t{0} >> (64 - count) << first;
   }
 
-  [[nodiscard]] const std::byte* row_at(Index t) const {
-    if (head_.runs == nullptr) return head_.first + t * shape_.stride;
-    return head_.runs[t / run_keys] + head_.offset + t % run_keys * shape_.stride;
-  }
   [[nodiscard]] bool is_held(Index t) const { return head_.runs == nullptr || head_.runs[t / run_keys] != nullptr; }
 
   /// The same rows out of scratch memory, where those that are missing are loaded first.

@@ -77,7 +77,7 @@ struct PairProduct {
   Index x_row = 0;
   Index rows = 0, inputs = 0;
   const Bfloat16* weights = nullptr;
-  const std::uint32_t* pairs = nullptr;
+  const BfloatPair* pairs = nullptr;
   float* c = nullptr;
   Index c_row = 0;
   const float* before = nullptr;
@@ -88,7 +88,7 @@ struct PairProduct {
 /// What an instruction set does with pairs of bfloat16.
 struct PairReader {
   /// to[pair][output] = two inputs of each output of a panel, the first in the lower half; 0 in place of one past the last.
-  void (*load)(std::uint32_t* to, const Bfloat16* weights, Index inputs);
+  void (*load)(BfloatPair* to, const Bfloat16* weights, Index inputs);
   void (*multiply)(const PairProduct& product);  ///< null where there is no instruction for it
 };
 

@@ -1,17 +1,32 @@
-// Part of body.inl: products of bfloat16 in pairs: of inputs of a linear layer; in attention, of elements of queries and keys,
-// and of keys.
+// Part of body.inl: products of bfloat16 in pairs: of inputs in a linear layer; of elements of queries and keys, and of keys, in
+// attention.
 
 /// Two rows as stored, side by side in 32-bit words; where there is no second one, its elements count as 0.
 ATTN_INLINE Bits<float> interleave_pairs(const Bfloat16* first, const Bfloat16* second) {
   const Bits<float> words = load_words(first);
   return second != nullptr ? words | load_words(second) << 16 : words;
 }
-inline void load_pairs(std::uint32_t* to, const Bfloat16* weights, Index inputs) {
-  for (Index i = 0; i < inputs; i += 2, weights += 2 * panel_outputs, to += panel_outputs)
-    for (int o = 0; o < panel_outputs; o += lanes<float>) {
-      const Bits<float> pair = interleave_pairs(weights + o, i + 1 < inputs ? weights + panel_outputs + o : nullptr);
-      __builtin_memcpy(to + o, &pair, sizeof pair);
+/// Rows two by two, element by element, in the place of the first of both. The last of an odd number is paired with zeros.
+__attribute__((noinline)) inline void interleave_rows(BfloatPair* to, Index to_row, const std::byte* from,
+                                                      Index from_row, Index rows, Index n) {
+  for (; rows > 0; rows -= 2, to += 2 * to_row, from += 2 * from_row) {
+    const auto* const first = static_cast<const Bfloat16*>(static_cast<const void*>(from));
+    const auto* const second =
+        rows > 1 ? static_cast<const Bfloat16*>(static_cast<const void*>(from + from_row)) : nullptr;
+    Index i = 0;
+    for (; i + lanes<float> <= n; i += lanes<float>) {
+      const Bits<float> pairs = interleave_pairs(first + i, second == nullptr ? nullptr : second + i);
+      __builtin_memcpy(to + i, &pairs, sizeof pairs);
     }
+    for (; i < n; ++i) {
+      const std::uint32_t pair = first[i].bits | (second == nullptr ? 0U : std::uint32_t{second[i].bits} << 16);
+      __builtin_memcpy(to + i, &pair, sizeof pair);
+    }
+  }
+}
+inline void load_pairs(BfloatPair* to, const Bfloat16* weights, Index inputs) {
+  constexpr Index row = panel_outputs * Index{sizeof(Bfloat16)};
+  interleave_rows(to, panel_outputs / 2, reinterpret_cast<const std::byte*>(weights), row, inputs, panel_outputs);
 }
 
 #if defined(__x86_64__) && ATTN_VECTOR_BYTES == 64
@@ -74,20 +89,9 @@ inline void copy_key_rows(float* to, Index to_row, const std::byte* from, Index 
   for (; rows > 0; --rows, to += to_row, from += from_row)
     __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(Bfloat16));
 }
-/// Rows of values two by two, element by element, where the first of both goes. The last of an odd number is paired with zeros.
-inline void interleave_value_rows(float* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
-  for (; rows > 0; rows -= 2, to += 2 * to_row, from += 2 * from_row) {
-    const auto* const first = static_cast<const Bfloat16*>(static_cast<const void*>(from));
-    const auto* const second =
-        rows > 1 ? static_cast<const Bfloat16*>(static_cast<const void*>(from + from_row)) : nullptr;
-    Index i = 0;
-    for (; i + lanes<float> <= n; i += lanes<float>)
-      store(to + i, from_bits<float>(interleave_pairs(first + i, second == nullptr ? nullptr : second + i)));
-    for (; i < n; ++i) {
-      const std::uint32_t pair = first[i].bits | (second == nullptr ? 0U : std::uint32_t{second[i].bits} << 16);
-      __builtin_memcpy(to + i, &pair, sizeof pair);
-    }
-  }
+/// Rows of values, as a RowSource copies them.
+inline void pair_value_rows(float* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
+  interleave_rows(reinterpret_cast<BfloatPair*>(to), to_row, from, from_row, rows, n);
 }
 inline void round_weights(BfloatPair* to, const float* first, const float* second, Index row, Index pairs, Index n) {
   for (Index pair = 0; pair < pairs; ++pair, to += n, first += row, second += row)
@@ -112,7 +116,7 @@ constexpr RowFormat<float> pair_rows(decltype(RowFormat<float>::load) load) {
 inline constexpr PairAttention pair_attention_functions{
     .panel_tiles = {pair_panel_tiles<1>, pair_panel_tiles<2>, pair_panel_tiles<3>},
     .keys = pair_rows(copy_key_rows),
-    .values = pair_rows(interleave_value_rows),
+    .values = pair_rows(pair_value_rows),
     .round_weights = round_weights};
 inline constexpr const PairAttention* pair_attention = &pair_attention_functions;
 #else

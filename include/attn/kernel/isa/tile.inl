@@ -7,9 +7,9 @@ inline constexpr int tile_vectors = 3;
 template <class A>
 inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 
-/// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of floats, doubles and pairs of
-/// bfloat16 is this loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A little over 40 lines, since sums that
-/// pass through another function would leave their registers.
+/// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of floats, of doubles and, in
+/// attention, of pairs of bfloat16 is this loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A
+/// little over 40 lines, since sums that pass through another function would leave their registers.
 template <class A, int R, int N, class B = A, class Operand = A>
 __attribute__((noinline)) void tile(const Product<Operand, A, B>& product, const char* prefetch, Index prefetch_mask) {
   const Operand* a[std::size_t{R}];
