@@ -1,4 +1,5 @@
-// config.json of any bytes: read or refused with attn::Error; and then each layer is one that attn can make, or says why not.
+// config.json of any bytes, and the configuration in a file of a saved module: read or refused with attn::Error. What is written
+// of a layer is what is read back.
 #include <attn/io/attention_config_json.hpp>
 #include <attn/io/hugging_face_config.hpp>
 
@@ -15,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     config.emplace(text);
   } catch (const attn::Error&) {
   }
-  if (config && config->layers() > 0) {  // what save writes of a layer is what load reads
+  if (config && config->layers() > 0) {
     const auto saved = attn::detail::to_json(config->attention(0));
     if (attn::detail::to_json(attn::detail::attention_config_of("load", saved)) != saved) std::abort();
   }
