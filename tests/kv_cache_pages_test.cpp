@@ -175,7 +175,6 @@ TEST(CachePages, AreUsedAgainAndFreedOnRequest) {
 
 TEST(CachePages, AreFreedByWhoeverHoldsThemLast) {
   const auto tokens = random_tensor<float, 3>({1, 64, 8}, 1);
-  const auto read = [&](const KvCache<float>& cache) { return cache.read_keys(); };
   std::optional<KvCache<float>> made(std::in_place, 1, 1, 1000, 8, 8, KvCacheOptions{.page = 64});
   KvCache<float> other(1, 1, 1000, 8, 8, {.page = 64});
   made->append(0, tokens, tokens);
@@ -183,9 +182,9 @@ TEST(CachePages, AreFreedByWhoeverHoldsThemLast) {
   made->reset(0);
   made->release_spare();  // one of its pages is the other cache's
   EXPECT_GT(made->spare_bytes(), 0);
-  const auto before = read(other);
+  const auto before = other.read_keys();
   made.reset();
-  EXPECT_TRUE(same_bits(read(other), before));
+  EXPECT_TRUE(same_bits(other.read_keys(), before));
   other.append(0, tokens, tokens);
   other.reset(0);
   other.release_spare();

@@ -1,5 +1,5 @@
-// attn::Linear against oneDNN's matmul with prepacked weights, in one process, taking turns: in float, in bfloat16, and in int8, where
-// oneDNN has one scale for all, and none of the work of rounding inputs. On CPUs with AMX its int8 uses that, unless
+// attn::Linear against oneDNN's matmul with prepacked weights, in one process, taking turns: in float, in bfloat16, and in int8,
+// where oneDNN has one scale for all, and none of the work of rounding inputs. On CPUs with AMX its int8 uses that, unless
 // DNNL_MAX_CPU_ISA=AVX512_CORE_VNNI.
 //
 //   onednn_bench [--pairs N] [--json FILE]

@@ -77,7 +77,8 @@ class Indirect {
 
 /// Rows of keys (part 0) and of values (part 1) of all sequences.
 ///
-/// Pages that sequences share are copied before one of them is written to. Only `reserve`, `fork`, `reorder` and `erase` allocate, and where that fails they change nothing that shows.
+/// Pages that sequences share are copied before one of them is written to. Only `reserve`, `fork`, `reorder` and `erase`
+/// allocate, and where that fails they change nothing that shows.
 template <class Memory>
 class CacheMemory {
   using Page = CachePage<Memory>;
@@ -361,12 +362,12 @@ class CacheMemory {
   /// The runs of page i of a sequence; null where there is no such page.
   void show_run(Index b, Index i) {
     const Table& table = pages_->tables[as_size(b)];
-    const Page page = i < std::ssize(table) ? table[as_size(i)] : Page();
+    const Page* const page = i < std::ssize(table) && table[as_size(i)].exists() ? &table[as_size(i)] : nullptr;
     const Index runs = sizes_.page / kernel::run_keys;
     for (std::size_t part = 0; part < 2; ++part)
       for (Index r = 0; r < runs && i * runs + r < pages_->runs_row; ++r)
         pages_->runs[part][as_size(b * pages_->runs_row + i * runs + r)] =
-            page.exists() ? place_of(page, part) + r * kernel::run_keys * sizes_.row_bytes[part] : nullptr;
+            page == nullptr ? nullptr : place_of(*page, part) + r * kernel::run_keys * sizes_.row_bytes[part];
   }
   void show_runs(Index b) {
     for (Index i = 0; i < ceil_div(pages_->runs_row * kernel::run_keys, sizes_.page); ++i) show_run(b, i);

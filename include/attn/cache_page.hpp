@@ -94,8 +94,8 @@ class SparePages {
 
   [[nodiscard]] Index count() const { return std::ssize(pages_); }
 
-  /// A page which nobody else holds, the first of `wanted`, if possible the one that follows `before`: attention reads
-  /// neighbours as one stretch of memory. Its contents are not set.
+  /// Takes the first of `wanted` pages out of the spare ones: the page that follows `before`, if it is spare, since attention
+  /// reads neighbours as one stretch of memory. Nobody else holds it. Its contents are not set.
   [[nodiscard]] Page take(const Page& before, Index wanted) {
     if (pages_.empty()) {
       pages_.reserve(static_cast<std::size_t>(made_ + bundle_pages_));  // so that giving pages back cannot fail
