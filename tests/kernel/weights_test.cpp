@@ -314,11 +314,11 @@ TEST(Pairs, LieSideBySide) {
   on_every_isa([](Isa isa) {
     for (const Index in : {1, 2, 3, 8, 9}) {
       const Bfloat16Rows weights(in, width, 1);
-      Fenced<std::uint32_t> pairs(attn::detail::ceil_div(in, 2), width, width);
+      Fenced<kernel::BfloatPair> pairs(attn::detail::ceil_div(in, 2), width, width);
       kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
       for (Index i = 0; i < in + in % 2; ++i)
         for (Index o = 0; o < width; ++o) {
-          const std::uint32_t half = pairs(i / 2, o) >> (i % 2 * 16) & 0xFFFFU;
+          const std::uint32_t half = pairs(i / 2, o).bits >> (i % 2 * 16) & 0xFFFFU;
           ASSERT_EQ(half, i < in ? weights.bits[as_size(i * width + o)].bits : 0) << "input " << i << " of " << in;
         }
       ASSERT_TRUE(pairs.intact());
@@ -336,7 +336,7 @@ TEST(Pairs, AreMultipliedAsTheyAre) {
         const Index x_row = in + 3, c_row = width + 1;
         const Bfloat16Rows weights(in, width, 2), x(rows, x_row, 3);
         const auto before = numbers_between<float>(-9, 9, rows * c_row, 4);
-        std::vector<std::uint32_t> pairs(as_size(attn::detail::ceil_div(in, 2) * width));
+        std::vector<kernel::BfloatPair> pairs(as_size(attn::detail::ceil_div(in, 2) * width));
         kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
         Fenced<float> stored(rows, width, c_row), copied(rows, width, c_row);
         kernel::PairProduct product{.x = x.bits.data(),
