@@ -104,7 +104,7 @@ BENCHMARK(linear_one_row)->ArgNames({"N", "K"})->Args({4096, 4096})->Unit(benchm
 /// may round each input by half a step of its group of 32.
 bool check_format(const Linear<float>& linear, const Tensor<float, 2>& x, const Tensor<float, 2>& y) {
   const Index rows = x.dimension(0), in = linear.in_features(), out = linear.out_features();
-  const bool rounds = linear.weight_format() == WeightFormat::int8 || linear.weight_format() == WeightFormat::int4;
+  const bool rounds = is_grouped(linear.weight_format());
   const Tensor<float, 1> bias = linear.bias();
   Tensor<float, 1> weight(in);
   for (Index i = 0; i < 200; ++i) {

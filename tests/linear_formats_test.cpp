@@ -20,7 +20,6 @@ using attn_test::same_bits;
 using attn_test::to;
 
 constexpr WeightFormat formats[] = {WeightFormat::bfloat16, WeightFormat::half, WeightFormat::int8, WeightFormat::int4};
-constexpr bool is_grouped(WeightFormat format) { return format == WeightFormat::int8 || format == WeightFormat::int4; }
 
 /// Dot products of bytes as they are found, and off; as found again at the end.
 template <class F>
@@ -366,12 +365,35 @@ TEST(SetQuantisedWeight, TakesBlocksAndTellsThemByTheirSize) {
 }
 
 TEST(SetQuantisedWeight, RefusesBlocksThatDoNotFit) {
-  Linear<float> linear(64, 30), odd(33, 30);
+  Linear<float> linear(64, 30);
   const std::vector<std::byte> blocks(100);
   expect_error([&] { linear.set_quantised_weight(blocks); },
                {"[attn::Linear::set_quantised_weight]", "2040 bytes of Q8_0", "1080 of Q4_0", "got 100"});
-  expect_error([&] { odd.set_quantised_weight(blocks); }, {"multiple of 32 inputs", "got 33"});
   EXPECT_EQ(linear.weight_format(), WeightFormat::native);
+}
+
+/// Inputs that do not fill the last block: what lies past them is 0, and must be.
+TEST(SetQuantisedWeight, TakesBlocksThatAreNotFull) {
+  for (const WeightFormat format : {WeightFormat::int8, WeightFormat::int4})
+    for (const Index inputs : {1, 15, 17, 31, 33, 50, 63}) {
+      SCOPED_TRACE(testing::Message() << weight_format_name(format) << ", " << inputs << " inputs");
+      Linear<float> linear(inputs, 50, false, 1), other(inputs, 50, false, 2);
+      linear.store_weights(format);
+      std::vector<std::byte> blocks = linear.quantised_weight();
+      other.set_quantised_weight(blocks);
+      EXPECT_TRUE(same_bits(other.weight(), linear.weight()));
+      for (const Index rows : {1, 20}) {
+        const auto x = random_tensor<float, 2>({rows, inputs}, 3);
+        EXPECT_TRUE(same_bits(other(x), linear(x))) << rows << " rows";
+      }
+      // the block of output 49 that ends the weight; its last input is in the last byte, of int4 in the upper half
+      blocks.back() ^= std::byte{0x20};
+      expect_error([&] { other.set_quantised_weight(blocks); },
+                   {"[attn::Linear::set_quantised_weight]", "0 past input " + std::to_string(inputs - 1), "output 49"});
+      expect_error([&] { other.set_stored_weight(format, blocks); },
+                   {"[attn::Linear::set_stored_weight]", "output 49"});
+      EXPECT_TRUE(same_bits(other.weight(), linear.weight()));
+    }
 }
 
 TEST(QuantisationError, IsThatOfTheFormat) {

@@ -121,6 +121,17 @@ TEST(SavedAttentionFile, KeepsWeightsInFewerBits) {
   }
 }
 
+TEST(SavedAttentionFile, KeepsGroupsThatAreNotFull) {
+  const TemporaryFile file;
+  const auto x = random_tensor<float, 3>({1, 5, 40}, 4);
+  for (const auto format : {WeightFormat::int8, WeightFormat::int4}) {
+    LlamaAttention<float> module({.hidden_size = 40, .num_attention_heads = 2});
+    module.store_weights(format);
+    attn::save(module, file.path());
+    EXPECT_TRUE(same_bits(attn::load<float>(file.path()).forward(x, Causal{}), module.forward(x, Causal{})));
+  }
+}
+
 TEST(SavedAttentionFile, KeepsProjectionsTied) {
   LlamaAttentionConfig config{.hidden_size = 8, .num_attention_heads = 2};
   LlamaAttention<float> module(config);

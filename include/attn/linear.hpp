@@ -122,11 +122,11 @@ class Linear {
   void store_weights(WeightFormat format);
   /// Throws what `store_weights` would, and does nothing else.
   void check_store_weights(WeightFormat format) const;
-  /// Replaces the weight by blocks as GGUF files have them, [out][in / 32], of Q8_0 (34 bytes each) or Q4_0 (18), which are
-  /// stored without loss as int8 or int4. Errors: inputs that are not a multiple of 32, another number of bytes.
+  /// Replaces the weight by blocks of 32 inputs as GGUF files have them, [out][blocks], of Q8_0 (34 bytes each) or Q4_0 (18),
+  /// which are stored without loss as int8 or int4. Errors: another number of bytes; a last block that holds other numbers
+  /// than 0 past the end of the inputs.
   void set_quantised_weight(std::span<const std::byte> blocks);
-  /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format, inputs that are not a
-  /// multiple of 32.
+  /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format.
   [[nodiscard]] std::vector<std::byte> quantised_weight() const;
   /// Replaces the weight by rows as files have them, which are stored in a format without loss: numbers of 16 bits for
   /// bfloat16 and half, blocks of Q8_0 for int8, of Q4_0 for int4. Errors: as above; native, which set_weight takes.
@@ -359,6 +359,7 @@ class Linear {
   }
   static void run_stored(const StoredWeight& weight, const kernel::LinearProblem<Stored>& problem, Isa isa);
   void hold(StoredWeight weight);
+  void hold_rows(std::string_view fn, WeightFormat format, std::span<const std::byte> rows);
   [[nodiscard]] StoredWeight stored_as(WeightFormat format, std::string_view fn, View<const T, 2> weight) const;
   void check_storable(WeightFormat format, std::string_view fn, View<const T, 2> weight) const;
 

@@ -73,16 +73,14 @@ void Linear<T>::hold(StoredWeight weight) {
 template <Scalar T>
 void Linear<T>::set_quantised_weight(std::span<const std::byte> blocks) {
   constexpr auto fn = "Linear::set_quantised_weight";
-  constexpr Index group = kernel::group_inputs;
   detail::require(parameters_ != nullptr, fn, "layer, expected one with parameters, got one moved from");
-  detail::require(in_features() % group == 0, fn, "layer, expected a multiple of 32 inputs, got ", in_features());
-  const Index count = out_features() * (in_features() / group), size = std::ssize(blocks);
-  const Index of_int8 = count * StoredWeight::block_bytes(WeightFormat::int8),
-              of_int4 = count * StoredWeight::block_bytes(WeightFormat::int4);
+  const auto expected = [&](WeightFormat format) {
+    return out_features() * StoredWeight::row_bytes(format, in_features());
+  };
+  const Index of_int8 = expected(WeightFormat::int8), of_int4 = expected(WeightFormat::int4), size = std::ssize(blocks);
   detail::require(size == of_int8 || size == of_int4, fn, "blocks, expected ", of_int8, " bytes of Q8_0 or ", of_int4,
                   " of Q4_0, got ", size);
-  const WeightFormat format = size == of_int8 ? WeightFormat::int8 : WeightFormat::int4;
-  hold(StoredWeight::of_rows(format, out_features(), in_features(), blocks.data()));
+  hold_rows(fn, size == of_int8 ? WeightFormat::int8 : WeightFormat::int4, blocks);
 }
 
 template <Scalar T>
@@ -92,12 +90,18 @@ void Linear<T>::set_stored_weight(WeightFormat format, std::span<const std::byte
   format = detail::checked_format<T>(fn, format);
   detail::require(format != WeightFormat::native, fn,
                   "format, expected another one than the layer's own type, which set_weight takes, got native");
-  const bool grouped = format == WeightFormat::int8 || format == WeightFormat::int4;
-  detail::require(!grouped || in_features() % kernel::group_inputs == 0, fn,
-                  "layer, expected a multiple of 32 inputs, got ", in_features());
   const Index expected = out_features() * StoredWeight::row_bytes(format, in_features());
   detail::require(std::ssize(rows) == expected, fn, "rows, expected ", expected, " bytes of ",
                   weight_format_name(format), ", got ", std::ssize(rows));
+  hold_rows(fn, format, rows);
+}
+
+/// Replaces the weight by rows of the right size.
+template <Scalar T>
+void Linear<T>::hold_rows(std::string_view fn, WeightFormat format, std::span<const std::byte> rows) {
+  const Index overlong = StoredWeight::first_overlong(format, out_features(), in_features(), rows.data());
+  detail::require(overlong == out_features(), fn, "rows, expected blocks with 0 past input ", in_features() - 1,
+                  ", got another number in output ", overlong);
   hold(StoredWeight::of_rows(format, out_features(), in_features(), rows.data()));
 }
 
@@ -105,11 +109,9 @@ template <Scalar T>
 std::vector<std::byte> Linear<T>::quantised_weight() const {
   constexpr auto fn = "Linear::quantised_weight";
   const WeightFormat format = weight_format();
-  detail::require(format == WeightFormat::int8 || format == WeightFormat::int4, fn,
-                  "weight, expected one stored as int8 or int4, got ", weight_format_name(format));
-  detail::require(in_features() % kernel::group_inputs == 0, fn, "layer, expected a multiple of 32 inputs, got ",
-                  in_features());
-  const Index row = in_features() / kernel::group_inputs * StoredWeight::block_bytes(format);
+  detail::require(is_grouped(format), fn, "weight, expected one stored as int8 or int4, got ",
+                  weight_format_name(format));
+  const Index row = StoredWeight::row_bytes(format, in_features());
   std::vector<std::byte> blocks(static_cast<std::size_t>(out_features() * row));
   for (Index o = 0; o < out_features(); ++o) parameters_->stored.get_blocks(o, blocks.data() + o * row);
   return blocks;

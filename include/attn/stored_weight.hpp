@@ -36,6 +36,11 @@ enum class WeightFormat : std::uint8_t {
   return i < names.size() ? names[i] : "unknown";
 }
 
+/// Whether groups of inputs share a scale.
+[[nodiscard]] constexpr bool is_grouped(WeightFormat format) {
+  return format == WeightFormat::int8 || format == WeightFormat::int4;
+}
+
 /// A matrix [out,in] in a format other than native, in the order in which kernels read it: kernel/weights.hpp.
 class StoredWeight {
  public:
@@ -51,7 +56,7 @@ class StoredWeight {
   [[nodiscard]] Index in() const { return in_; }
   /// Inputs of a panel: whole groups, where there are groups.
   [[nodiscard]] Index inputs() const { return grouped() ? detail::round_up(in_, group) : in_; }
-  [[nodiscard]] bool grouped() const { return format_ == WeightFormat::int8 || format_ == WeightFormat::int4; }
+  [[nodiscard]] bool grouped() const { return is_grouped(format_); }
   /// Bytes of the weight and its scales.
   [[nodiscard]] Index bytes() const { return std::ssize(values_) + 2 * std::ssize(scales_); }
   [[nodiscard]] kernel::WeightPart part() const {
@@ -103,9 +108,20 @@ class StoredWeight {
   [[nodiscard]] static constexpr Index block_bytes(WeightFormat format) {
     return format == WeightFormat::int8 ? 2 + group : 2 + group / 2;
   }
-  /// Bytes of an output's weights as files have them: blocks of groups, or numbers of 16 bits.
+  /// Bytes of an output's weights as files have them: whole blocks of groups, or numbers of 16 bits.
   [[nodiscard]] static constexpr Index row_bytes(WeightFormat format, Index in) {
-    return format == WeightFormat::int8 || format == WeightFormat::int4 ? in / group * block_bytes(format) : 2 * in;
+    return is_grouped(format) ? detail::ceil_div(in, group) * block_bytes(format) : 2 * in;
+  }
+  /// The first output whose last block holds a number other than 0 past the end of the inputs, or `out`.
+  [[nodiscard]] static Index first_overlong(WeightFormat format, Index out, Index in, const std::byte* rows) {
+    if (!is_grouped(format) || in % group == 0) return out;
+    const std::byte* block = rows - block_bytes(format);
+    for (Index o = 0; o < out; ++o) {
+      block += row_bytes(format, in);
+      for (Index i = in % group; i < group; ++i)
+        if (number_of_block(format, block, i) != 0) return o;
+    }
+    return out;
   }
   /// Writes an output's blocks, as set_blocks takes them.
   void get_blocks(Index o, std::byte* block) const {
@@ -119,14 +135,14 @@ class StoredWeight {
       }
     }
   }
-  /// A weight of rows as files have them, [out][row_bytes]; without loss. With groups, `in` is a multiple of 32.
+  /// A weight of rows as files have them, [out][row_bytes]; without loss. Past the end of the inputs, blocks hold 0.
   [[nodiscard]] static StoredWeight of_rows(WeightFormat format, Index out, Index in, const std::byte* rows) {
     StoredWeight weight(Unset{}, format, out, in);
     detail::run_tasks(detail::ceil_div(out, width), static_cast<double>(weight.bytes()), 0,
                       [&](Index panel, std::byte*) { weight.load_panel(panel, rows); });
     return weight;
   }
-  /// Takes over an output's blocks of Q8_0 or Q4_0, [in / 32]; without loss.
+  /// Takes over an output's blocks of Q8_0 or Q4_0; without loss.
   void set_blocks(Index o, const std::byte* blocks) { load_groups(o, 1, blocks); }
   /// Calls f(first output, end of outputs, scratch) for parts of the outputs, on several threads where that is worth it: what
   /// f sets of different parts shares no memory. Scratch has room for `in` floats.
@@ -158,6 +174,12 @@ class StoredWeight {
   [[nodiscard]] int bits() const {
     if (format_ == WeightFormat::int4) return 4;
     return format_ == WeightFormat::int8 ? 8 : 16;
+  }
+  /// A number of a block as files have it.
+  [[nodiscard]] static int number_of_block(WeightFormat format, const std::byte* block, Index i) {
+    const std::byte* const numbers = block + 2;
+    if (format == WeightFormat::int8) return static_cast<std::int8_t>(numbers[i]);
+    return std::to_integer<int>(numbers[i % (group / 2)] >> (i < group / 2 ? 0 : 4) & std::byte{15}) - 8;
   }
   /// The number that stands for 0.
   [[nodiscard]] int zero() const { return format_ == WeightFormat::int8 ? kernel::Int8::zero : kernel::Int4::zero; }
@@ -234,7 +256,7 @@ class StoredWeight {
     const auto [at, shift] = where(first, 0);
     std::byte* to = values_.data() + at;
     Eigen::half* scales = &scale(first, 0);
-    for (Index g = 0; g < in_ / group; ++g, rows += block, to += words * width * 4, scales += width) {
+    for (Index g = 0; g < inputs() / group; ++g, rows += block, to += words * width * 4, scales += width) {
       for (Index o = 0; o < n; ++o) std::memcpy(static_cast<void*>(scales + o), rows + o * row, 2);
       if (format_ == WeightFormat::int8)
         load_group_of_8(to, n, rows + 2, row);

@@ -24,7 +24,7 @@ inline namespace ATTN_EIGEN_ABI {
 /// each dropout's random numbers stand, and whether the module trains.
 ///
 /// Conventions: bfloat16 and half weights are BF16 and F16, int8 and int4 are GGUF's blocks as U8 [out, bytes].
-/// Errors: a place that cannot be written to; int8 or int4 weights whose inputs are not a multiple of 32.
+/// Errors: a place that cannot be written to.
 template <Scalar T>
 void save(const LlamaAttention<T>& module, const std::filesystem::path& path);
 
@@ -60,7 +60,7 @@ template <Scalar T>
 void save_weight(SafetensorsWriter& writer, const std::string& name, const Linear<T>& layer) {
   const WeightFormat format = layer.weight_format();
   if (format == WeightFormat::native) return writer.add(name, layer.weight());
-  if (format == WeightFormat::int8 || format == WeightFormat::int4) {
+  if (is_grouped(format)) {
     const std::vector<std::byte> blocks = layer.quantised_weight();
     return writer.add_bytes(name, "U8", {layer.out_features(), std::ssize(blocks) / layer.out_features()}, blocks);
   }
@@ -75,8 +75,7 @@ void save_weight(SafetensorsWriter& writer, const std::string& name, const Linea
 }
 template <Scalar T>
 void load_weight(Linear<T>& layer, const std::string& name, WeightFormat format, const SafetensorsFile& file) {
-  if (format == WeightFormat::int8 || format == WeightFormat::int4)
-    return layer.set_quantised_weight(file.tensor(name).bytes);
+  if (is_grouped(format)) return layer.set_quantised_weight(file.tensor(name).bytes);
   layer.set_weight(file.read<T, 2>(name));
   layer.store_weights(format);
 }
