@@ -106,13 +106,18 @@ void LlamaAttention<T>::run_backward(const Gradients& out, View<const T, 3> grad
   const Index tokens = sizes.B * sizes.S;
   const Workspace::Frame frame;
   const auto like = [&](const View<T, 3>& x) { return View<T, 3>(frame.take<T>(x.size()), x.shape()); };
-  const View<T, 3> grad_out = like(saved.x_), grad_attended = like(call.attended);
+  const View<T, 3> grad_attended = like(call.attended);
   Intermediates grad;
   grad.q = like(call.q), grad.k = like(call.k), grad.v = like(call.v), grad.gates = like(call.gates);
   grad.projected = config_->output_gate ? like(call.projected) : grad.q;
 
   // y = dropout(out_proj(gated)), gated = attended * sigmoid(gates)
-  projection_dropout_.backward_into(grad_out, grad_y, call.projection_dropout);
+  View<const T, 3> grad_out = grad_y;
+  if (call.projection_dropout.active()) {
+    const View<T, 3> kept = like(saved.x_);
+    projection_dropout_.backward_into(kept, grad_y, call.projection_dropout);
+    grad_out = kept;
+  }
   out_proj_.backward_into(grad_attended, grad_out, View<const T, 3>(call.gated));
   if (config_->output_gate)
     detail::apply_gates_backward(grad_attended.data(), grad.gates.data(), grad_attended.data(), call.attended.data(),
