@@ -17,6 +17,7 @@ namespace {
 using attn::Causal;
 using attn::NoMask;
 using attn::NoScore;
+using Bfloat16 = Eigen::bfloat16;
 
 struct Row {
   std::string work, what;
@@ -111,13 +112,51 @@ class Attention {
   attn::AttentionGradients<float> gradients_;
 };
 
+/// A layer with what training takes.
+template <class T>
+struct Training {
+  attn::LlamaAttention<T> module;
+  Tensor<T, 3> x, grad_y, y, grad_x;
+  typename attn::LlamaAttention<T>::Activations saved;
+
+  Training(Index B, Index S, Index E, Index H)
+      : module({.hidden_size = E,
+                .num_attention_heads = H,
+                .attention_dropout = 0.0,
+                .projection_dropout = 0.0,
+                .seed = 1}),
+        x(random<3>({B, S, E}, 1).template cast<T>()),
+        grad_y(random<3>({B, S, E}, 2).template cast<T>()),
+        y(B, S, E),
+        grad_x(B, S, E) {}
+  void step() {
+    module.forward_into(y, x, NoMask{}, saved);
+    module.backward_into(grad_x, grad_y, saved);
+  }
+};
+
+/// Whether a gradient is the same but for the rounding of bfloat16: 3 % of its root mean square.
+template <class T, int Rank>
+[[nodiscard]] bool is_near(const Tensor<T, Rank>& gradient, const Tensor<float, Rank>& right) {
+  double squares = 0, errors = 0;
+  for (Index i = 0; i < right.size(); ++i) {
+    const double x = right.data()[i], error = static_cast<double>(gradient.data()[i]) - x;
+    squares += x * x, errors += error * error;
+  }
+  return errors <= 0.03 * 0.03 * squares;
+}
+[[nodiscard]] std::string shape_name(const std::vector<Index>& sizes) {
+  std::string name;
+  for (const Index size : sizes) name += (name.empty() ? "" : ",") + std::to_string(size);
+  return name;
+}
+
 class Report {
  public:
   explicit Report(int pairs) : pairs_(pairs) {}
 
   void attention(Index B, Index S, Index H, Index D) {
-    const std::string shape =
-        std::to_string(B) + ',' + std::to_string(S) + ',' + std::to_string(H) + ',' + std::to_string(D);
+    const std::string shape = shape_name({B, S, H, D});
     const auto against_forward = [&](const std::string& name, auto mask) {
       Attention work(B, S, H, D, mask, NoScore{}, 0.0);
       if (!work.is_right()) return reject(name);
@@ -172,19 +211,41 @@ class Report {
   }
 
   void layer(Index B, Index S, Index E, Index H) {
-    attn::LlamaAttention<float> module(E, H, 0.0);
-    const auto x = random<3>({B, S, E}, 1), grad_y = random<3>({B, S, E}, 2);
-    Tensor<float, 3> y(B, S, E), grad_x(B, S, E);
-    attn::LlamaAttention<float>::Activations saved;
+    Training<float> work(B, S, E, H);
     add(take_turns(
-        "whole layer, forward and backward, " + std::to_string(B) + ',' + std::to_string(S) + ',' + std::to_string(E) +
-            ',' + std::to_string(H),
-        "times forward", pairs_, [&] { module.forward_into(y, x); },
-        [&] {
-          module.forward_into(y, x, NoMask{}, saved);
-          module.backward_into(grad_x, grad_y, saved);
-        },
+        "whole layer, forward and backward, " + shape_name({B, S, E, H}), "times forward", pairs_,
+        [&] { work.module.forward_into(work.y, work.x); }, [&] { work.step(); },
         [](double f, double t) { return t / f; }));
+  }
+
+  /// Training in bfloat16, as float's time by its own.
+  void linear_of_bfloat16(Index rows, Index in, Index out) {
+    attn::Linear<float> layer(in, out);
+    const Tensor<Bfloat16, 2> weight = layer.weight().cast<Bfloat16>();
+    const Tensor<Bfloat16, 1> bias = layer.bias().cast<Bfloat16>();
+    attn::Linear<Bfloat16> low(weight, bias);
+    const auto x = random<2>({rows, in}, 1), grad_y = random<2>({rows, out}, 2);
+    const Tensor<Bfloat16, 2> x_low = x.cast<Bfloat16>(), grad_y_low = grad_y.cast<Bfloat16>();
+    Tensor<float, 2> grad_x(rows, in);
+    Tensor<Bfloat16, 2> grad_x_low(rows, in);
+    const auto run = [&] { layer.backward_into(grad_x, grad_y, x); };
+    const auto run_low = [&] { low.backward_into(grad_x_low, grad_y_low, x_low); };
+    const std::string name = "Linear backward of bfloat16, " + shape_name({rows, in, out});
+    run(), run_low();
+    if (!is_near(grad_x_low, grad_x) || !is_near(low.weight_gradient(), layer.weight_gradient())) return reject(name);
+    add(take_turns(name, "times float's speed", pairs_, run, run_low, [](double f, double l) { return f / l; }));
+  }
+  void layer_of_bfloat16(Index B, Index S, Index E, Index H) {
+    Training<float> plain(B, S, E, H);
+    Training<Bfloat16> low(B, S, E, H);
+    const std::string name = "whole layer of bfloat16, forward and backward, " + shape_name({B, S, E, H});
+    plain.step(), low.step();
+    if (!is_near(low.grad_x, plain.grad_x) ||
+        !is_near(low.module.query().weight_gradient(), plain.module.query().weight_gradient()))
+      return reject(name);
+    add(take_turns(
+        name, "times float's speed", pairs_, [&] { plain.step(); }, [&] { low.step(); },
+        [](double f, double l) { return f / l; }));
   }
 
   /// What a backward pass of long sequences takes besides inputs, outputs and gradients.
@@ -245,6 +306,9 @@ int training(int argc, char** argv) {
                             {1, 512, 4096, 32},
                             {1, 2048, 4096, 32}})
     report.layer(shape[0], shape[1], shape[2], shape[3]);
+  report.linear_of_bfloat16(512, 4096, 4096);
+  for (const auto& shape : {std::array<Index, 4>{8, 128, 256, 8}, {1, 2048, 1024, 8}, {1, 512, 4096, 32}})
+    report.layer_of_bfloat16(shape[0], shape[1], shape[2], shape[3]);
   report.memory(16384, 8, 128);
   report.write_json(options.json);
   return rejected ? 1 : 0;

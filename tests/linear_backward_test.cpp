@@ -96,6 +96,18 @@ TYPED_TEST(LinearBackwardOf, FollowsTheFormulaForLargerSizes) {
   expect_plain<TypeParam>(49, 2048, 210);
 }
 
+/// Bfloat16 in pairs, where the CPU has them, and without: odd numbers of rows and of outputs leave half a pair.
+TEST(LinearBackward, FollowsTheFormulaInPairsAndWithout) {
+  const bool before = attn::bf16_dots();
+  for (const bool in_pairs : {true, false}) {
+    attn::set_bf16_dots(in_pairs);
+    for (const Index rows : {1, 2, 7, 33, 1027})
+      for (const Index out : {1, 47, 50, 97}) expect_plain<Eigen::bfloat16>(37, out, rows);
+    expect_plain<Eigen::bfloat16>(130, 1001, 300);
+  }
+  attn::set_bf16_dots(before);
+}
+
 TYPED_TEST(LinearBackwardOf, HasTheSameBitsForAnyNumberOfThreads) {
   using T = TypeParam;
   const Index in = 1100, out = 290, rows = 530;

@@ -381,9 +381,9 @@ class Linear {
   void make_gradients(std::string_view fn);
 
   /// What multiplies bfloat16 as it is, where that pays.
-  [[nodiscard]] static const kernel::PairReader* active_pairs([[maybe_unused]] Isa isa) {
+  [[nodiscard]] static const kernel::PairArithmetic* active_pairs([[maybe_unused]] Isa isa) {
     if constexpr (std::same_as<T, Eigen::bfloat16>)
-      if (bf16_dots(isa)) return &kernel::pair_reader_of(isa);
+      if (bf16_dots(isa)) return &kernel::pair_arithmetic_of(isa);
     return nullptr;
   }
   template <class X>

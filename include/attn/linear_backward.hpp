@@ -48,8 +48,12 @@ void Linear<T>::run_backward(T* grad_x, const detail::Layout& grad_x_layout, con
   const Isa isa = active_isa();
   const kernel::LinearKernels<Stored> kernels = kernels_of<Stored>(isa);
   const Index threads{current_executor().concurrency()};
-  detail::run_tasks(
-      kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, kernel::codec_of<Stored>(isa), threads));
+  const auto& codec = kernel::codec_of<Stored>(isa);
+  if constexpr (std::same_as<T, Eigen::bfloat16>)
+    if (const auto* const pairs = active_pairs(isa))
+      return detail::run_tasks(
+          kernel::LinearBackwardTasks<Stored, Stored, kernel::BfloatPair>(problem, kernels, codec, threads, pairs));
+  detail::run_tasks(kernel::LinearBackwardTasks<Stored, Stored>(problem, kernels, codec, threads));
 }
 
 template <Scalar T>

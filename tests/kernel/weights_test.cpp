@@ -315,7 +315,7 @@ TEST(Pairs, LieSideBySide) {
     for (const Index in : {1, 2, 3, 8, 9}) {
       const Bfloat16Rows weights(in, width, 1);
       Fenced<kernel::BfloatPair> pairs(attn::detail::ceil_div(in, 2), width, width);
-      kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
+      kernel::pair_arithmetic_of(isa).interleave(pairs.data(), width, weights.bits.data(), width, in, width);
       for (Index i = 0; i < in + in % 2; ++i)
         for (Index o = 0; o < width; ++o) {
           const std::uint32_t half = pairs(i / 2, o).bits >> (i % 2 * 16) & 0xFFFFU;
@@ -337,7 +337,7 @@ TEST(Pairs, AreMultipliedAsTheyAre) {
         const Bfloat16Rows weights(in, width, 2), x(rows, x_row, 3);
         const auto before = numbers_between<float>(-9, 9, rows * c_row, 4);
         std::vector<kernel::BfloatPair> pairs(as_size(attn::detail::ceil_div(in, 2) * width));
-        kernel::pair_reader_of(isa).load(pairs.data(), weights.bits.data(), in);
+        kernel::pair_arithmetic_of(isa).interleave(pairs.data(), width, weights.bits.data(), width, in, width);
         Fenced<float> stored(rows, width, c_row), copied(rows, width, c_row);
         kernel::PairProduct product{.x = x.bits.data(),
                                     .x_row = x_row,
@@ -348,9 +348,9 @@ TEST(Pairs, AreMultipliedAsTheyAre) {
                                     .c_row = c_row,
                                     .before = before.data(),
                                     .before_row = c_row};
-        kernel::pair_reader_of(isa).multiply(product);
+        kernel::pair_arithmetic_of(isa).multiply(product);
         product.pairs = pairs.data(), product.c = copied.data();
-        kernel::pair_reader_of(isa).multiply(product);
+        kernel::pair_arithmetic_of(isa).multiply(product);
         for (Index r = 0; r < rows; ++r)
           for (Index o = 0; o < width; ++o) {
             ASSERT_TRUE(same_bits(stored(r, o), copied(r, o))) << r << ", " << o;

@@ -233,7 +233,8 @@ class AttentionTasks<Q>::Worker {
   /// scores = k q * scale.
   void multiply_keys(Index t, Index row, const Block& block) {
     if constexpr (has_pairs)
-      if (tasks_.pairs_ != nullptr) return multiply_keys(tasks_.pairs_->panel_tiles, t, row, block, problem_.D / 2);
+      if (tasks_.pairs_ != nullptr)
+        return multiply_keys(tasks_.pairs_->arithmetic.panel_tiles, t, row, block, problem_.D / 2);
     multiply_keys(arithmetic_.panel_tiles, t, row, block, problem_.D);
   }
   /// The same of operands that are elements or pairs of them, `depth` to a row.
@@ -315,7 +316,8 @@ class AttentionTasks<Q>::Worker {
       std::fill_n(zeros, panel_, A{0});
       pairs.round_weights(weight, scores_ + (key - block.first.key) * panel_, zeros, 0, 1, panel_);
       pairs.values.load(value, 0, v_.row_at(key), 0, 1, problem_.Dv);
-      add_values(pairs.panel_tiles, row, reinterpret_cast<const BfloatPair*>(value), 0, weight, 1, rescale, {});
+      add_values(pairs.arithmetic.panel_tiles, row, reinterpret_cast<const BfloatPair*>(value), 0, weight, 1, rescale,
+                 {});
       rescale = ones<A>.value;
     };
     if (first > block.first.key) alone(block.first.key);
@@ -325,7 +327,7 @@ class AttentionTasks<Q>::Worker {
     const A* const from = scores_ + (first - block.first.key) * panel_;
     pairs.round_weights(weights, from, from + panel_, 2 * panel_, (end - first) / 2, panel_);
     const auto v = v_.rows(t, first, end);
-    add_values(pairs.panel_tiles, row, reinterpret_cast<const BfloatPair*>(v.first), 2 * v.stride, weights,
+    add_values(pairs.arithmetic.panel_tiles, row, reinterpret_cast<const BfloatPair*>(v.first), 2 * v.stride, weights,
                (end - first) / 2, rescale, ahead(v_, t, row));
   }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "../error.hpp"
 #include "../scratch.hpp"
@@ -11,6 +12,7 @@
 #include "gemm.hpp"
 #include "linear_forward.hpp"
 #include "problem.hpp"
+#include "weights.hpp"
 
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
@@ -24,12 +26,15 @@ struct BackwardPanels {
   static constexpr Index max_depth = 480 / width * width;
   static constexpr Index max_rows = 192;
   static constexpr bool is_stored = false, is_copied = true;
+  static constexpr bool is_paired = std::is_same_v<W, Bfloat16>;
   static constexpr bool is_kept = true;   // of a task, for all its blocks of rows
   static constexpr Index max_group = 11;  // copies of 1 MB
 
   const Codec<W>& codec;
+  const Arithmetic<A>& arithmetic;
   const W* weight;
-  Index in;  ///< of the layer: panels of outputs are in * width elements apart
+  Index in;                               ///< of the layer: panels of outputs are in * width elements apart
+  const PairArithmetic* pairs = nullptr;  ///< for gradients and weights of bfloat16 that are multiplied as they are
 
   [[nodiscard]] static constexpr Index depth_unit() { return width; }
   [[nodiscard]] const W* at(Index panel, Index output) const { return weight + (output * in + panel * width * width); }
@@ -39,6 +44,15 @@ struct BackwardPanels {
       codec.load_transposed(copy + o * width, width, at(panel, output + o), width, inputs,
                             std::min(width, outputs - o));
     return copy;
+  }
+  /// The same in pairs of outputs, [pair][width]: they lie side by side, and are transposed as 32-bit words.
+  void read_pairs(Index panel, Index output, Index outputs, BfloatPair* copy) const {
+    const Index inputs = std::min(width, in - panel * width);
+    for (Index o = 0; o < outputs; o += width) {
+      const void* const words = at(panel, output + o);
+      arithmetic.transpose(reinterpret_cast<A*>(copy + o / 2 * width), width, static_cast<const A*>(words), width / 2,
+                           inputs, ceil_div(std::min(width, outputs - o), 2));
+    }
   }
   [[nodiscard]] Prefetch ahead(Index panel, Index output, Index outputs, Index passes) const {
     return Prefetch::of(at(panel, output), in * width, width * width / passes, ceil_div(outputs, width));
@@ -52,12 +66,14 @@ struct BackwardPanels {
 ///       and, of the first block:        bias gradient += ones grad_y
 /// Both are copied because a tile reads columns of them, and rows of a few KB share sets of the caches: read in place, x takes
 /// 1.6 to 2.5 times as long, grad_y 1.3 to 3 times.
+/// Bfloat16 may be multiplied in pairs of rows, which the copies then have side by side.
 /// Sums run part by part in the order of the rows whatever the cut, so it may depend on the number of threads.
-template <class X, class W>
+template <class X, class W, class Operand>
 class LinearGradientTasks {
   using A = AccumulatorOf<X>;
+  static constexpr Index pair = std::is_same_v<Operand, A> ? 1 : 2;  // rows that are multiplied at once
   static constexpr Index width = panel_width<W>;
-  static constexpr Index max_depth = 512;          // rows of a part
+  static constexpr Index max_depth = 512 * pair;   // rows of a part
   static constexpr Index max_block_inputs = 1024;  // copies of 2 MB; 512 copy grad_y too often (3 % at 4096 inputs)
   static constexpr Index min_block_inputs = 256;
   static constexpr Index unit = 4;           // a tile's rows are a multiple of this
@@ -66,9 +82,10 @@ class LinearGradientTasks {
   static constexpr Index bias_rows = 8;      // rows that are summed in A before they join a sum in double
 
  public:
-  LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X>& kernels, Index tasks)
-      : problem_(problem), kernels_(kernels), arithmetic_(kernels.arithmetic), tile_rows_(arithmetic_.tile_rows()) {
-    depth_ = round_up(ceil_div(problem.rows, ceil_div(problem.rows, max_depth)), unit);
+  LinearGradientTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X>& kernels,
+                      const PairArithmetic* pairs, Index tasks)
+      : problem_(problem), kernels_(kernels), pairs_(pairs), tile_rows_(kernels.arithmetic.tile_rows()) {
+    depth_ = round_up(ceil_div(problem.rows, ceil_div(problem.rows, max_depth)), unit) / pair;
     // By blocks of inputs first: each copies grad_y, a panel of which is near; each group of panels copies x.
     const Index panels = ceil_div(problem.out, width), tiles = ceil_div(problem.in, tile_rows_);
     input_blocks_ = std::max(ceil_div(problem.in, max_block_inputs), std::min(tasks, problem.in / min_block_inputs));
@@ -89,8 +106,8 @@ class LinearGradientTasks {
     const Index last_panel = std::min(first_panel + group_panels_, ceil_div(problem_.out, width));
     const bool biased = problem_.bias_gradient != nullptr && part.first_input == 0;
     std::fill_n(buffers.bias, group_panels_ * width, 0.0);
-    for (part.first_row = 0; part.first_row < problem_.rows; part.first_row += depth_) {
-      part.rows = std::min(depth_, problem_.rows - part.first_row);
+    for (part.first_row = 0; part.first_row < problem_.rows; part.first_row += depth_ * pair) {
+      part.rows = std::min(depth_ * pair, problem_.rows - part.first_row);
       read_inputs(part, buffers);
       for (part.panel = first_panel; part.panel < last_panel; ++part.panel) {
         const Index slot = (part.panel - first_panel) % copied_panels;
@@ -108,15 +125,15 @@ class LinearGradientTasks {
 
  private:
   struct Buffers {
-    A* x;          // [tile of inputs][row][input]
-    A* row;        // some rows of x, converted
-    A* gradients;  // [panel][row][width] of grad_y
-    double* bias;  // [width] of each panel
+    Operand* x;          // [tile of inputs][row][input]
+    Operand* row;        // some rows of x, converted
+    Operand* gradients;  // [panel][row][width] of grad_y
+    double* bias;        // [width] of each panel
 
     Buffers(const LinearGradientTasks& tasks, Scratch& scratch)
-        : x(scratch.take<A>(ceil_div(tasks.block_inputs_, tasks.tile_rows_) * tasks.tile_pitch())),
-          row(scratch.take<A>(is_converted<X> ? copied_rows * tasks.block_inputs_ : 0)),
-          gradients(scratch.take<A>(copied_panels * tasks.depth_ * width)),
+        : x(scratch.take<Operand>(ceil_div(tasks.block_inputs_, tasks.tile_rows_) * tasks.tile_pitch())),
+          row(scratch.take<Operand>(is_converted<X> ? copied_rows / pair * tasks.block_inputs_ : 0)),
+          gradients(scratch.take<Operand>(copied_panels * tasks.depth_ * width)),
           bias(scratch.take<double>(tasks.group_panels_ * width)) {}
   };
   /// Rows, a block of inputs, and a panel of outputs.
@@ -124,32 +141,45 @@ class LinearGradientTasks {
     Index first_input = 0, inputs = 0;
     Index first_row = 0, rows = 0;
     Index panel = 0;
-    const A* gradients = nullptr;  // the panel's columns of grad_y, [row][width]
+    const Operand* gradients = nullptr;  // the panel's columns of grad_y, [row][width]
   };
 
   /// From the copy of a tile's inputs to the next.
-  [[nodiscard]] Index tile_pitch() const { return copied_stride<A>(depth_ * tile_rows_); }
+  [[nodiscard]] Index tile_pitch() const { return copied_stride<Operand>(depth_ * tile_rows_); }
+  [[nodiscard]] const Tiles<Operand, A, Operand> (&panel_tiles() const)[3] {
+    if constexpr (pair == 2)
+      return pairs_->panel_tiles;
+    else
+      return kernels_.arithmetic.panel_tiles;
+  }
+  /// to[row][i] = from[row][i], as what is multiplied.
+  void load(Operand* to, Index to_row, const X* from, Index from_row, Index rows, Index n) const {
+    if constexpr (pair == 2)
+      pairs_->interleave(to, to_row, from, from_row, rows, n);
+    else
+      kernels_.inputs.load(to, to_row, from, from_row, rows, n);
+  }
 
   void read_inputs(const Part& part, const Buffers& buffers) const {
     for (Index first = 0; first < part.rows; first += copied_rows) {
       const Index rows = std::min(copied_rows, part.rows - first);
       const X* const x = problem_.x + (part.first_row + first) * problem_.x_row + part.first_input;
-      A* const to = buffers.x + first * tile_rows_;
+      Operand* const to = buffers.x + first / pair * tile_rows_;
       if constexpr (is_converted<X>) {
-        kernels_.inputs.load(buffers.row, part.inputs, x, problem_.x_row, rows, part.inputs);
-        split(to, buffers.row, part.inputs, rows, part.inputs);
+        load(buffers.row, part.inputs, x, problem_.x_row, rows, part.inputs);
+        split(to, buffers.row, part.inputs, ceil_div(rows, pair), part.inputs);
       } else {
         split(to, x, problem_.x_row, rows, part.inputs);
       }
     }
   }
   /// to[tile][row][input] = from[row][tile, input].
-  void split(A* to, const A* from, Index from_row, Index rows, Index inputs) const {
+  void split(Operand* to, const Operand* from, Index from_row, Index rows, Index inputs) const {
     for (; inputs > 0; inputs -= tile_rows_, from += tile_rows_, to += tile_pitch()) {
       const Index whole = inputs >= tile_rows_ ? tile_rows_ : 0;
       for (Index row = 0; row < rows; ++row)
         for (Index i = 0; i < whole; i += unit)
-          __builtin_memcpy(to + row * tile_rows_ + i, from + row * from_row + i, unit * sizeof(A));
+          __builtin_memcpy(to + row * tile_rows_ + i, from + row * from_row + i, unit * sizeof(Operand));
       for (Index row = 0; row < rows && whole == 0; ++row)
         std::copy_n(from + row * from_row, inputs, to + row * tile_rows_);
     }
@@ -161,37 +191,38 @@ class LinearGradientTasks {
   void read_gradients(const Part& part, Index panels, const Buffers& buffers) const {
     constexpr Index ahead = 4;  // rows: with none, copying takes 1.5 times as long (Intel Xeon, AVX-512)
     const Index columns = std::min(panels * width, problem_.out - part.panel * width);
-    for (Index row = 0; row < part.rows; ++row) {
+    for (Index row = 0; row < part.rows; row += pair) {
       const X* const from = problem_.grad_y + (part.first_row + row) * problem_.grad_y_row + part.panel * width;
-      A* to = buffers.gradients + row * width;
-      if (row + ahead < part.rows) prefetch(from + ahead * problem_.grad_y_row, columns * Index{sizeof(X)});
+      Operand* to = buffers.gradients + row / pair * width;
+      for (Index next = row + ahead; next < std::min(row + ahead + pair, part.rows); ++next)
+        prefetch(from + (next - row) * problem_.grad_y_row, columns * Index{sizeof(X)});
       for (Index column = 0; column < columns; column += width, to += depth_ * width) {
         const Index n = std::min(width, columns - column);
-        kernels_.inputs.load(to, width, from + column, width, 1, n);
-        std::fill_n(to + n, width - n, A{0});
+        load(to, width, from + column, problem_.grad_y_row, std::min(pair, part.rows - row), n);
+        std::fill_n(to + n, width - n, Operand{});
       }
     }
   }
 
   void add_panel(const Part& part, const Buffers& buffers) const {
     A* const gradient = problem_.weight_gradient + (part.panel * problem_.in + part.first_input) * width;
-    const Index step = arithmetic_.panel_columns();
+    const Index step = kernels_.arithmetic.panel_columns();
     for (Index i = 0; i < part.inputs; i += tile_rows_) {
       const Index inputs = std::min(tile_rows_, part.inputs - i);
       A* const c = gradient + i * width;
-      Product<A> product{.a = buffers.x + i / tile_rows_ * tile_pitch(),
-                         .a_row = 1,
-                         .a_step = tile_rows_,
-                         .b = part.gradients,
-                         .b_row = width,
-                         .depth = part.rows,
-                         .c = c,
-                         .c_row = width,
-                         .before = c,
-                         .before_row = width,
-                         .factor = ones<A>.value};
+      Product<Operand, A, Operand> product{.a = buffers.x + i / tile_rows_ * tile_pitch(),
+                                           .a_row = 1,
+                                           .a_step = tile_rows_,
+                                           .b = part.gradients,
+                                           .b_row = width,
+                                           .depth = ceil_div(part.rows, pair),
+                                           .c = c,
+                                           .c_row = width,
+                                           .before = c,
+                                           .before_row = width,
+                                           .factor = ones<A>.value};
       for (Index column = 0; column < columns(part); column += step) {
-        multiply(arithmetic_, product, inputs, columns(part) - column,
+        multiply(panel_tiles(), product, inputs, columns(part) - column,
                  Prefetch::of(c + (tile_rows_ + column / step) * width, 0, tile_rows_ * width, 1));
         product.b += step, product.c += step, product.before += step;
       }
@@ -203,38 +234,45 @@ class LinearGradientTasks {
 
   /// The bias is the weight of an input that is always 1.
   void add_bias(const Part& part, double* bias) const {
+    constexpr Operand one = [] {
+      if constexpr (pair == 2)
+        return Operand{0x3F803F80};
+      else
+        return Operand{1};
+    }();
     alignas(64) A sums[std::size_t{width}] = {};
-    const Index step = arithmetic_.panel_columns();
+    const Index step = kernels_.arithmetic.panel_columns();
     for (Index first = 0; first < part.rows; first += bias_rows) {
-      Product<A> product{.a = ones<A>.value,
-                         .a_step = 0,
-                         .b = part.gradients + first * width,
-                         .b_row = width,
-                         .depth = std::min(bias_rows, part.rows - first),
-                         .c = sums,
-                         .c_row = step,
-                         .factor = ones<A>.value};
+      Product<Operand, A, Operand> product{.a = &one,
+                                           .a_step = 0,
+                                           .b = part.gradients + first / pair * width,
+                                           .b_row = width,
+                                           .depth = ceil_div(std::min(bias_rows, part.rows - first), pair),
+                                           .c = sums,
+                                           .c_row = step,
+                                           .factor = ones<A>.value};
       for (Index column = 0; column < columns(part); column += step, product.b += step, product.c += step)
-        multiply(arithmetic_, product, 1, columns(part) - column, {});
+        multiply(panel_tiles(), product, 1, columns(part) - column, {});
       for (Index o = 0; o < width; ++o) bias[o] += static_cast<double>(sums[o]);
     }
   }
 
   const LinearBackwardProblem<X, W>& problem_;
   const LinearKernels<X>& kernels_;
-  const Arithmetic<A>& arithmetic_;
+  const PairArithmetic* pairs_;
   Index tile_rows_;  // inputs of a tile
-  Index depth_;      // rows of a part
+  Index depth_;      // rows of a part, or pairs of them
   Index block_inputs_, input_blocks_;
   Index group_panels_, groups_;
 };
 
 /// The plan of a backward pass: tasks for the parameters' gradients come first, then, if the caller wants grad_x, tasks for it.
-template <class X, class W>
+/// Operand is what is multiplied: the type of sums, or pairs, which `pairs` is then for.
+template <class X, class W, class Operand = AccumulatorOf<X>>
 class LinearBackwardTasks {
  public:
   LinearBackwardTasks(const LinearBackwardProblem<X, W>& problem, const LinearKernels<X>& kernels,
-                      const Codec<W>& weights, Index threads)
+                      const Codec<W>& weights, Index threads, const PairArithmetic* pairs = nullptr)
       : of_outputs_{.x = problem.grad_y,
                     .bias = nullptr,
                     .y = problem.grad_x,
@@ -244,8 +282,14 @@ class LinearBackwardTasks {
                     .x_row = problem.grad_y_row,
                     .y_row = problem.grad_x_row,
                     .add = problem.add},
-        of_parameters_(problem, kernels, threads),
-        of_inputs_(of_outputs_, kernels, {.codec = weights, .weight = problem.weight, .in = problem.in}, threads) {}
+        of_parameters_(problem, kernels, pairs, threads),
+        of_inputs_(of_outputs_, kernels,
+                   {.codec = weights,
+                    .arithmetic = kernels.arithmetic,
+                    .weight = problem.weight,
+                    .in = problem.in,
+                    .pairs = pairs},
+                   threads) {}
   LinearBackwardTasks(const LinearBackwardTasks&) = delete;  // of_inputs_ refers to of_outputs_
   LinearBackwardTasks& operator=(const LinearBackwardTasks&) = delete;
 
@@ -266,7 +310,7 @@ class LinearBackwardTasks {
   [[nodiscard]] bool wants_inputs() const { return of_outputs_.y != nullptr; }
 
   LinearProblem<X> of_outputs_;  // grad_x = grad_y w, as a layer that goes the other way
-  LinearGradientTasks<X, W> of_parameters_;
+  LinearGradientTasks<X, W, Operand> of_parameters_;
   LinearTasks<X, BackwardPanels<W>> of_inputs_;
 };
 

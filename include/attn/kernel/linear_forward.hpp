@@ -97,7 +97,7 @@ class LinearTasks {
     InputGroup* rounded;  // the same in groups, where inputs are rounded: of all rows or, if sums are of floats, of one
     A* sums;              // of y, where its own memory cannot hold them: of each block, a panel, or all of the group
     A* weights;           // [input][width] of one panel, or of each of the group, where they are copied
-    BfloatPair* pairs;    // [pair of inputs][width] of one panel
+    BfloatPair* pairs;    // the same in pairs of inputs, [pair][width]
 
     Buffers(const LinearTasks& tasks, Scratch& scratch)
         : x(scratch.take<A>((tasks.dots() ? 1 : tasks.block_rows_) * tasks.row_inputs())),
@@ -134,7 +134,7 @@ class LinearTasks {
   }
   /// Whether inputs and weights are both multiplied as they are stored, in pairs.
   [[nodiscard]] bool pairs() const {
-    if constexpr (Panels::is_stored && std::is_same_v<X, Bfloat16>) return panels_.pairs != nullptr;
+    if constexpr (Panels::is_paired && std::is_same_v<X, Bfloat16>) return panels_.pairs != nullptr;
     return false;
   }
 
@@ -151,7 +151,7 @@ class LinearTasks {
   [[nodiscard]] Index copied_weights() const {
     return !Panels::is_copied || dots() || pairs() ? 0 : depth_ * width * kept_panels();
   }
-  [[nodiscard]] Index copied_pairs() const { return pairs() ? ceil_div(depth_, 2) * width : 0; }
+  [[nodiscard]] Index copied_pairs() const { return pairs() ? ceil_div(depth_, 2) * width * kept_panels() : 0; }
   [[nodiscard]] Index summed_panels() const { return is_converted<X> ? group_panels_ : 1; }
   [[nodiscard]] Index kept_panels() const { return Panels::is_kept ? group_panels_ : 1; }
 
@@ -291,23 +291,29 @@ class LinearTasks {
           stored(part.x, fills ? round_up(part.rows, arithmetic_.tile_rows()) : part.rows, part.inputs));
     }
   }
-  /// The product of x and a panel in pairs of inputs: few rows read the panel as it is, others a copy side by side.
+  /// The product of x and a panel in pairs of inputs, side by side in a copy; few rows read it as it is stored.
   void add_pairs(const Part& part, const Product<A>& product, const Buffers& buffers) const {
-    if constexpr (Panels::is_stored && std::is_same_v<X, Bfloat16>) {
-      const void* const weights = panels_.at(part.panel, part.input).values;
-      const bool is_few = part.rows <= few_rows;
-      if (!is_few) panels_.pairs->load(buffers.pairs, static_cast<const Bfloat16*>(weights), part.inputs);
-      panels_.pairs->multiply({.x = problem_.x + part.first_row * problem_.x_row + part.input,
-                               .x_row = problem_.x_row,
-                               .rows = part.rows,
-                               .inputs = part.inputs,
-                               .weights = static_cast<const Bfloat16*>(weights),
-                               .pairs = is_few ? nullptr : buffers.pairs,
-                               .c = product.c,
-                               .c_row = product.c_row,
-                               .before = product.before,
-                               .before_row = product.before_row,
-                               .prefetch = is_few ? static_cast<const char*>(weights) + weight_ahead : part.ahead.row});
+    if constexpr (Panels::is_paired && std::is_same_v<X, Bfloat16>) {
+      PairProduct paired{.x = problem_.x + part.first_row * problem_.x_row + part.input,
+                         .x_row = problem_.x_row,
+                         .rows = part.rows,
+                         .inputs = part.inputs,
+                         .c = product.c,
+                         .c_row = product.c_row,
+                         .before = product.before,
+                         .before_row = product.before_row};
+      if constexpr (Panels::is_stored) {
+        paired.prefetch = part.ahead.row;
+        if (part.rows <= few_rows) {
+          paired.weights = panels_.stored_pairs(part.panel, part.input);
+          paired.prefetch = reinterpret_cast<const char*>(paired.weights) + weight_ahead;
+          return panels_.pairs->multiply(paired);
+        }
+      }
+      BfloatPair* const copy = buffers.pairs + (Panels::is_kept ? part.slot.panel * ceil_div(depth_, 2) * width : 0);
+      if (!Panels::is_kept || part.slot.block == 0) panels_.read_pairs(part.panel, part.input, part.inputs, copy);
+      paired.pairs = copy;
+      panels_.pairs->multiply(paired);
     }
   }
   /// Writes y once all inputs have been summed up, where its own memory did not hold the sums.

@@ -17,7 +17,7 @@ struct PlainPanels {
   static constexpr Index width = panel_width<A>;
   static constexpr Index max_depth = 512;  // 128: 4 % slower, each tile of y is read and written too often; 256: 2 %
   static constexpr Index max_rows = 192;   // of a block; 384: 1 % slower
-  static constexpr bool is_stored = false, is_copied = false, is_kept = false;
+  static constexpr bool is_stored = false, is_copied = false, is_kept = false, is_paired = false;
   static constexpr Index max_group = 1 << 30;
 
   const A* weight;
@@ -39,14 +39,15 @@ struct StoredPanels {
   static constexpr Index max_depth = PlainPanels<A>::max_depth;
   static constexpr Index max_rows = 256;  // since each block converts the weight again; 192: 1 to 2 % slower
   static constexpr bool is_stored = true, is_copied = true;
-  static constexpr bool is_kept = false;  // a copy is made again for each block of rows
+  static constexpr bool is_kept = false;   // a copy is made again for each block of rows
+  static constexpr bool is_paired = true;  // where it is bfloat16 and inputs are, too
   static constexpr Index max_group = 1 << 30;
 
   const WeightReader& reader;
   bool dots;  ///< inputs are rounded to 8 bits, too, and multiplied as whole numbers
   WeightPart first;
-  Index in;                           ///< of a panel: whole groups, where there are groups
-  const PairReader* pairs = nullptr;  ///< for inputs and weights of bfloat16 that are multiplied as they are
+  Index in;                               ///< of a panel: whole groups, where there are groups
+  const PairArithmetic* pairs = nullptr;  ///< for inputs and weights of bfloat16 that are multiplied as they are
 
   [[nodiscard]] Index depth_unit() const { return reader.grouped() ? group_inputs : PlainPanels<A>::depth_unit(); }
   [[nodiscard]] WeightPart at(Index panel, Index input) const {
@@ -57,6 +58,13 @@ struct StoredPanels {
   [[nodiscard]] const A* read(Index panel, Index input, Index inputs, A* copy) const {
     reader.load(copy, at(panel, input), inputs);
     return copy;
+  }
+  [[nodiscard]] const Bfloat16* stored_pairs(Index panel, Index input) const {
+    return static_cast<const Bfloat16*>(static_cast<const void*>(at(panel, input).values));
+  }
+  /// The same in pairs of inputs, [pair][width].
+  void read_pairs(Index panel, Index input, Index inputs, BfloatPair* copy) const {
+    pairs->interleave(copy, width, stored_pairs(panel, input), width, inputs, width);
   }
   [[nodiscard]] Prefetch ahead(Index panel, Index input, Index inputs, Index passes) const {
     return Prefetch::of(at(panel, input).values, 0, inputs * reader.panel_bytes() / passes, 1);

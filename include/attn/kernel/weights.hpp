@@ -11,6 +11,7 @@
 
 #include "../config.hpp"
 #include "../error.hpp"
+#include "arithmetic.hpp"
 #include "codec.hpp"
 #include "problem.hpp"
 
@@ -86,10 +87,11 @@ struct PairProduct {
 };
 
 /// What an instruction set does with pairs of bfloat16.
-struct PairReader {
-  /// to[pair][output] = two inputs of each output of a panel, the first in the lower half; 0 in place of one past the last.
-  void (*load)(BfloatPair* to, const Bfloat16* weights, Index inputs);
-  void (*multiply)(const PairProduct& product);  ///< null where there is no instruction for it
+struct PairArithmetic {
+  /// to[pair][i] = from[row][i] and from[row + 1][i], the first in the lower half; 0 in place of a row past the last.
+  void (*interleave)(BfloatPair* to, Index to_row, const Bfloat16* from, Index from_row, Index rows, Index n);
+  void (*multiply)(const PairProduct& product);         ///< null where there is no instruction for it, as are the tiles
+  Tiles<BfloatPair, float, BfloatPair> panel_tiles[3];  ///< of 1, 2, 3 vectors of columns
 };
 
 /// What an instruction set does with a format of weights.

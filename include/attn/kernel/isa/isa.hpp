@@ -215,7 +215,7 @@ inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, 
 /// tile of all other products. It takes half of float's time on AMD's Zen 4 and 5 and twice as long on Intel's Sapphire and
 /// Emerald Rapids: so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise.
 /// Subnormal numbers then count as 0; and attention of more than a few queries, of an even head size, rounds its weights to
-/// bfloat16 before they are multiplied by v, as PyTorch does. Errors: ATTN_BF16_DOT is not 0 or 1.
+/// bfloat16 before they are multiplied by v, as PyTorch does. Of the backward pass, that of layers multiplies by them. Errors: ATTN_BF16_DOT is not 0 or 1.
 [[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
   static const bool has = detail::cpu_has_bf16_dots(Isa::avx512), otherwise = !detail::cpu_is_intel();
   return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) && has &&

@@ -1,32 +1,26 @@
-// Part of body.inl: products of bfloat16 in pairs: of inputs in a linear layer; of elements of queries and keys, and of keys, in
-// attention.
+// Part of body.inl: products of bfloat16 in pairs: of inputs, outputs and rows in a linear layer and its backward pass; of
+// elements of queries and keys, and of keys, in attention.
 
 /// Two rows as stored, side by side in 32-bit words; where there is no second one, its elements count as 0.
 ATTN_INLINE Bits<float> interleave_pairs(const Bfloat16* first, const Bfloat16* second) {
   const Bits<float> words = load_words(first);
   return second != nullptr ? words | load_words(second) << 16 : words;
 }
-/// Rows two by two, element by element, in the place of the first of both. The last of an odd number is paired with zeros.
-__attribute__((noinline)) inline void interleave_rows(BfloatPair* to, Index to_row, const std::byte* from,
+/// Rows two by two, element by element. The last of an odd number is paired with zeros.
+__attribute__((noinline)) inline void interleave_rows(BfloatPair* to, Index to_row, const Bfloat16* from,
                                                       Index from_row, Index rows, Index n) {
-  for (; rows > 0; rows -= 2, to += 2 * to_row, from += 2 * from_row) {
-    const auto* const first = static_cast<const Bfloat16*>(static_cast<const void*>(from));
-    const auto* const second =
-        rows > 1 ? static_cast<const Bfloat16*>(static_cast<const void*>(from + from_row)) : nullptr;
+  for (; rows > 0; rows -= 2, to += to_row, from += 2 * from_row) {
+    const Bfloat16* const second = rows > 1 ? from + from_row : nullptr;
     Index i = 0;
     for (; i + lanes<float> <= n; i += lanes<float>) {
-      const Bits<float> pairs = interleave_pairs(first + i, second == nullptr ? nullptr : second + i);
+      const Bits<float> pairs = interleave_pairs(from + i, second == nullptr ? nullptr : second + i);
       __builtin_memcpy(to + i, &pairs, sizeof pairs);
     }
     for (; i < n; ++i) {
-      const std::uint32_t pair = first[i].bits | (second == nullptr ? 0U : std::uint32_t{second[i].bits} << 16);
+      const std::uint32_t pair = from[i].bits | (second == nullptr ? 0U : std::uint32_t{second[i].bits} << 16);
       __builtin_memcpy(to + i, &pair, sizeof pair);
     }
   }
-}
-inline void load_pairs(BfloatPair* to, const Bfloat16* weights, Index inputs) {
-  constexpr Index row = panel_outputs * Index{sizeof(Bfloat16)};
-  interleave_rows(to, panel_outputs / 2, reinterpret_cast<const std::byte*>(weights), row, inputs, panel_outputs);
 }
 
 #if defined(__x86_64__) && ATTN_VECTOR_BYTES == 64
@@ -80,7 +74,14 @@ inline void multiply_pairs(const PairProduct& product) {
   if (product.pairs != nullptr) return multiply_rows_of_pairs<true>(product);
   multiply_rows_of_pairs<false>(product);
 }
-inline constexpr PairReader pair_reader{.load = load_pairs, .multiply = multiply_pairs};
+template <int N>
+inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{
+    tile_rows, N* lanes<float>, tile<float, tile_rows, N, BfloatPair, BfloatPair>,
+    tile<float, 1, N, BfloatPair, BfloatPair>};
+inline constexpr PairArithmetic pair_arithmetic{
+    .interleave = interleave_rows,
+    .multiply = multiply_pairs,
+    .panel_tiles = {pair_panel_tiles<1>, pair_panel_tiles<2>, pair_panel_tiles<3>}};
 
 // ---- Attention ----
 
@@ -91,7 +92,9 @@ inline void copy_key_rows(float* to, Index to_row, const std::byte* from, Index 
 }
 /// Rows of values, as a RowSource copies them.
 inline void pair_value_rows(float* to, Index to_row, const std::byte* from, Index from_row, Index rows, Index n) {
-  interleave_rows(reinterpret_cast<BfloatPair*>(to), to_row, from, from_row, rows, n);
+  constexpr Index element = sizeof(Bfloat16);
+  interleave_rows(reinterpret_cast<BfloatPair*>(to), 2 * to_row,
+                  static_cast<const Bfloat16*>(static_cast<const void*>(from)), from_row / element, rows, n);
 }
 inline void round_weights(BfloatPair* to, const float* first, const float* second, Index row, Index pairs, Index n) {
   for (Index pair = 0; pair < pairs; ++pair, to += n, first += row, second += row)
@@ -100,10 +103,6 @@ inline void round_weights(BfloatPair* to, const float* first, const float* secon
       __builtin_memcpy(to + i, &rounded, sizeof rounded);
     }
 }
-template <int N>
-inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{
-    tile_rows, N* lanes<float>, tile<float, tile_rows, N, BfloatPair, BfloatPair>,
-    tile<float, 1, N, BfloatPair, BfloatPair>};
 constexpr RowFormat<float> pair_rows(decltype(RowFormat<float>::load) load) {
   return {.converted = true,
           .scaled = false,
@@ -113,13 +112,12 @@ constexpr RowFormat<float> pair_rows(decltype(RowFormat<float>::load) load) {
           .weigh_rows = nullptr,
           .store = nullptr};
 }
-inline constexpr PairAttention pair_attention_functions{
-    .panel_tiles = {pair_panel_tiles<1>, pair_panel_tiles<2>, pair_panel_tiles<3>},
-    .keys = pair_rows(copy_key_rows),
-    .values = pair_rows(pair_value_rows),
-    .round_weights = round_weights};
+inline constexpr PairAttention pair_attention_functions{.arithmetic = pair_arithmetic,
+                                                        .keys = pair_rows(copy_key_rows),
+                                                        .values = pair_rows(pair_value_rows),
+                                                        .round_weights = round_weights};
 inline constexpr const PairAttention* pair_attention = &pair_attention_functions;
 #else
-inline constexpr PairReader pair_reader{.load = load_pairs, .multiply = nullptr};
+inline constexpr PairArithmetic pair_arithmetic{.interleave = interleave_rows, .multiply = nullptr, .panel_tiles = {}};
 inline constexpr const PairAttention* pair_attention = nullptr;
 #endif

@@ -114,12 +114,12 @@ template <class W>
 }
 
 /// What multiplies bfloat16 in pairs.
-[[nodiscard]] inline const PairReader& pair_reader_of([[maybe_unused]] Isa isa) {
+[[nodiscard]] inline const PairArithmetic& pair_arithmetic_of([[maybe_unused]] Isa isa) {
 #if ATTN_X86_TARGETS
-  if (isa == Isa::avx512) return avx512::pair_reader;
-  if (isa == Isa::avx2) return avx2::pair_reader;
+  if (isa == Isa::avx512) return avx512::pair_arithmetic;
+  if (isa == Isa::avx2) return avx2::pair_arithmetic;
 #endif
-  return baseline::pair_reader;
+  return baseline::pair_arithmetic;
 }
 
 /// What attention of bfloat16 multiplies in pairs with; null where there is no instruction for it.
