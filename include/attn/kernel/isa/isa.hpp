@@ -90,7 +90,6 @@ inline bool cpu_is_intel() {
 }
 #else
 inline bool cpu_is_intel() { return false; }
-inline bool cpu_has_bf16_dots(Isa) { return false; }
 inline bool cpu_has(Isa isa) { return isa == Isa::baseline; }
 /// Whether the CPU has dot products of bytes: those of Armv8.2.
 inline bool cpu_has_byte_dots(Isa) {
@@ -99,6 +98,15 @@ inline bool cpu_has_byte_dots(Isa) {
   return (::getauxval(AT_HWCAP) & dot_products) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
   return true;
+#else
+  return false;
+#endif
+}
+/// Whether it has dot products of bfloat16: those of Armv8.6. Apple's CPUs are not asked.
+inline bool cpu_has_bf16_dots(Isa) {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long bfloat16 = 1UL << 14;  // HWCAP2_BF16
+  return (::getauxval(AT_HWCAP2) & bfloat16) != 0;
 #else
   return false;
 #endif
@@ -211,15 +219,17 @@ inline void set_active_isa(Isa isa) {
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
 
-/// Whether layers and attention of bfloat16 multiply by dot products of pairs (AVX512-BF16) and not, converted to float, by the
-/// tile of all other products. It takes half of float's time on AMD's Zen 4 and 5 and twice as long on Intel's Sapphire and
-/// Emerald Rapids: so it is used where the CPU has it and is not Intel's, unless ATTN_BF16_DOT or set_bf16_dots says otherwise.
-/// Subnormal numbers then count as 0; and attention of more than a few queries, of an even head size, rounds its weights to
-/// bfloat16 before they are multiplied by v, as PyTorch does. Of the backward pass, that of layers multiplies by them. Errors: ATTN_BF16_DOT is not 0 or 1.
+/// Whether layers, forward and backward, and attention of bfloat16 multiply by dot products of pairs (AVX512-BF16, Armv8.6's) and
+/// not, converted to float, by the tile of all other products. They take half of float's time on AMD's Zen 4 and 5 and twice as
+/// long on Intel's Sapphire and Emerald Rapids: so they are used where the CPU has them and is not Intel's, unless ATTN_BF16_DOT
+/// or set_bf16_dots says otherwise. Subnormal numbers then count as 0; and attention of more than a few queries, of an even head
+/// size, rounds its weights to bfloat16 before they are multiplied by v, as PyTorch does. Errors: ATTN_BF16_DOT is not 0 or 1.
 [[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
-  static const bool has = detail::cpu_has_bf16_dots(Isa::avx512), otherwise = !detail::cpu_is_intel();
-  return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) && has &&
-         isa == Isa::avx512;
+  static const std::array<bool, 3> has{detail::cpu_has_bf16_dots(Isa::baseline), detail::cpu_has_bf16_dots(Isa::avx2),
+                                       detail::cpu_has_bf16_dots(Isa::avx512)};
+  static const bool otherwise = !detail::cpu_is_intel();
+  return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) &&
+         has[static_cast<std::size_t>(isa)];
 }
 /// Turns them on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_bf16_dots(bool on) { detail::bf16_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }

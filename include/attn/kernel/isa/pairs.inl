@@ -23,10 +23,10 @@ __attribute__((noinline)) inline void interleave_rows(BfloatPair* to, Index to_r
   }
 }
 
-#if defined(__x86_64__) && ATTN_VECTOR_BYTES == 64
+#if defined(ATTN_PAIR_INSTRUCTION)
 /// One tile, R rows by N vectors of outputs from `output` on.
 template <bool is_copied, int R, int N>
-__attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, int output) {
+ATTN_PAIR_TARGET __attribute__((noinline)) void pair_tile(const PairProduct& product, Index row, int output) {
   const Bfloat16* x[std::size_t{R}];
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) x[r] = product.x + (row + r) * product.x_row;
@@ -74,10 +74,14 @@ inline void multiply_pairs(const PairProduct& product) {
   if (product.pairs != nullptr) return multiply_rows_of_pairs<true>(product);
   multiply_rows_of_pairs<false>(product);
 }
+template <int R, int N>
+ATTN_PAIR_TARGET __attribute__((noinline)) void paired_tile(const Product<BfloatPair, float, BfloatPair>& product,
+                                                            const char* prefetch, Index prefetch_mask) {
+  run_tile<float, R, N>(product, prefetch, prefetch_mask);
+}
 template <int N>
-inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{
-    tile_rows, N* lanes<float>, tile<float, tile_rows, N, BfloatPair, BfloatPair>,
-    tile<float, 1, N, BfloatPair, BfloatPair>};
+inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{tile_rows, N* lanes<float>,
+                                                                       paired_tile<tile_rows, N>, paired_tile<1, N>};
 inline constexpr PairArithmetic pair_arithmetic{
     .interleave = interleave_rows,
     .multiply = multiply_pairs,
@@ -96,7 +100,8 @@ inline void pair_value_rows(float* to, Index to_row, const std::byte* from, Inde
   interleave_rows(reinterpret_cast<BfloatPair*>(to), 2 * to_row,
                   static_cast<const Bfloat16*>(static_cast<const void*>(from)), from_row / element, rows, n);
 }
-inline void round_weights(BfloatPair* to, const float* first, const float* second, Index row, Index pairs, Index n) {
+ATTN_PAIR_TARGET inline void round_weights(BfloatPair* to, const float* first, const float* second, Index row,
+                                           Index pairs, Index n) {
   for (Index pair = 0; pair < pairs; ++pair, to += n, first += row, second += row)
     for (Index i = 0; i < n; i += lanes<float>) {
       const Vec<BfloatPair> rounded = round_to_pairs(load(first + i), load(second + i));
@@ -121,3 +126,5 @@ inline constexpr const PairAttention* pair_attention = &pair_attention_functions
 inline constexpr PairArithmetic pair_arithmetic{.interleave = interleave_rows, .multiply = nullptr, .panel_tiles = {}};
 inline constexpr const PairAttention* pair_attention = nullptr;
 #endif
+#undef ATTN_PAIR_INSTRUCTION
+#undef ATTN_PAIR_TARGET

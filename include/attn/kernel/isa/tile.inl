@@ -10,8 +10,8 @@ inline constexpr Index tile_columns = tile_vectors* lanes<A>;
 /// One tile of a product, R rows by N vectors of columns, all sums in registers. Every product of floats, of doubles and, in
 /// attention, of pairs of bfloat16 is this loop. Each a is broadcast to N products, each b serves R. Prefetches as Tiles says. A
 /// little over 40 lines, since sums that pass through another function would leave their registers.
-template <class A, int R, int N, class B = A, class Operand = A>
-__attribute__((noinline)) void tile(const Product<Operand, A, B>& product, const char* prefetch, Index prefetch_mask) {
+template <class A, int R, int N, class B, class Operand>
+ATTN_INLINE void run_tile(const Product<Operand, A, B>& product, const char* prefetch, Index prefetch_mask) {
   const Operand* a[std::size_t{R}];
   const B* b = product.b;
   ATTN_UNROLL
@@ -56,6 +56,11 @@ __attribute__((noinline)) void tile(const Product<Operand, A, B>& product, const
       }
     }
   }
+}
+
+template <class A, int R, int N, class B = A>
+__attribute__((noinline)) void tile(const Product<A, A, B>& product, const char* prefetch, Index prefetch_mask) {
+  run_tile<A, R, N>(product, prefetch, prefetch_mask);
 }
 
 /// The tiles of a panel.
