@@ -45,7 +45,8 @@ struct BackwardPanels {
                             std::min(width, outputs - o));
     return copy;
   }
-  /// The same in pairs of outputs, [pair][width]: they lie side by side, and are transposed as 32-bit words.
+  /// The same part in pairs of outputs, [pair][width]. The two weights of a pair are a 32-bit word of the panel of outputs, so
+  /// words are what is transposed.
   void read_pairs(Index panel, Index output, Index outputs, BfloatPair* copy) const {
     const Index inputs = std::min(width, in - panel * width);
     for (Index o = 0; o < outputs; o += width) {

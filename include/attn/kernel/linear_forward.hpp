@@ -310,8 +310,8 @@ class LinearTasks {
           return panels_.pairs->multiply(paired);
         }
       }
-      BfloatPair* const copy = buffers.pairs + (Panels::is_kept ? part.slot.panel * ceil_div(depth_, 2) * width : 0);
-      if (!Panels::is_kept || part.slot.block == 0) panels_.read_pairs(part.panel, part.input, part.inputs, copy);
+      BfloatPair* const copy = buffers.pairs + kept_slot(part) * ceil_div(depth_, 2) * width;
+      if (!is_kept(part)) panels_.read_pairs(part.panel, part.input, part.inputs, copy);
       paired.pairs = copy;
       panels_.pairs->multiply(paired);
     }
@@ -322,10 +322,12 @@ class LinearTasks {
       kernels_.inputs.store(y, problem_.y_row, sums, width, part.rows, columns);
   }
 
+  /// Which of the copies of a part of the weight is that of a panel; and whether an earlier block of rows has made it.
+  [[nodiscard]] static Index kept_slot(const Part& part) { return Panels::is_kept ? part.slot.panel : 0; }
+  [[nodiscard]] static bool is_kept(const Part& part) { return Panels::is_kept && part.slot.block > 0; }
   [[nodiscard]] const A* read_weight(const Part& part, const Buffers& buffers) const {
-    A* const copy = buffers.weights + (Panels::is_kept ? part.slot.panel * depth_ * width : 0);
-    if (Panels::is_kept && part.slot.block > 0) return copy;
-    return panels_.read(part.panel, part.input, part.inputs, copy);
+    A* const copy = buffers.weights + kept_slot(part) * depth_ * width;
+    return is_kept(part) ? copy : panels_.read(part.panel, part.input, part.inputs, copy);
   }
 
   const LinearProblem<X>& problem_;

@@ -62,7 +62,7 @@ struct StoredPanels {
   [[nodiscard]] const Bfloat16* stored_pairs(Index panel, Index input) const {
     return static_cast<const Bfloat16*>(static_cast<const void*>(at(panel, input).values));
   }
-  /// The same in pairs of inputs, [pair][width].
+  /// The same part in pairs of inputs, [pair][width].
   void read_pairs(Index panel, Index input, Index inputs, BfloatPair* copy) const {
     pairs->interleave(copy, width, stored_pairs(panel, input), width, inputs, width);
   }

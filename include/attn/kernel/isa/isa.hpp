@@ -117,6 +117,11 @@ inline bool cpu_has_bf16_dots(Isa) {
 inline constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avx512};
 inline constexpr std::string_view all_isa_names = "baseline, avx2, avx512";
 
+/// Whether the CPU has something on the vectors of each of them.
+inline std::array<bool, 3> on_each_isa(bool (*cpu_has_it)(Isa)) {
+  return {cpu_has_it(Isa::baseline), cpu_has_it(Isa::avx2), cpu_has_it(Isa::avx512)};
+}
+
 [[gnu::cold]] inline std::size_t count_isas() {
   std::size_t count = 0;
   for (const Isa isa : all_isas)
@@ -211,8 +216,7 @@ inline void set_active_isa(Isa isa) {
 /// floats, by the tile of all other products: where the CPU has them on the vectors of the active instruction set, unless
 /// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Errors: ATTN_BYTE_DOTS is not 0 or 1.
 [[nodiscard]] inline bool byte_dots(Isa isa = active_isa()) {
-  static const std::array<bool, 3> has{detail::cpu_has_byte_dots(Isa::baseline), detail::cpu_has_byte_dots(Isa::avx2),
-                                       detail::cpu_has_byte_dots(Isa::avx512)};
+  static const auto has = detail::on_each_isa(detail::cpu_has_byte_dots);
   return detail::is_wanted(detail::byte_dots_wanted, "byte_dots", "ATTN_BYTE_DOTS", true) &&
          has[static_cast<std::size_t>(isa)];
 }
@@ -225,8 +229,7 @@ inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, 
 /// or set_bf16_dots says otherwise. Subnormal numbers then count as 0; and attention of more than a few queries, of an even head
 /// size, rounds its weights to bfloat16 before they are multiplied by v, as PyTorch does. Errors: ATTN_BF16_DOT is not 0 or 1.
 [[nodiscard]] inline bool bf16_dots(Isa isa = active_isa()) {
-  static const std::array<bool, 3> has{detail::cpu_has_bf16_dots(Isa::baseline), detail::cpu_has_bf16_dots(Isa::avx2),
-                                       detail::cpu_has_bf16_dots(Isa::avx512)};
+  static const auto has = detail::on_each_isa(detail::cpu_has_bf16_dots);
   static const bool otherwise = !detail::cpu_is_intel();
   return detail::is_wanted(detail::bf16_dots_wanted, "bf16_dots", "ATTN_BF16_DOT", otherwise) &&
          has[static_cast<std::size_t>(isa)];

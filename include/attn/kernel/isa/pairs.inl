@@ -75,13 +75,13 @@ inline void multiply_pairs(const PairProduct& product) {
   multiply_rows_of_pairs<false>(product);
 }
 template <int R, int N>
-ATTN_PAIR_TARGET __attribute__((noinline)) void paired_tile(const Product<BfloatPair, float, BfloatPair>& product,
-                                                            const char* prefetch, Index prefetch_mask) {
+ATTN_PAIR_TARGET __attribute__((noinline)) void pair_panel_tile(const Product<BfloatPair, float, BfloatPair>& product,
+                                                                const char* prefetch, Index prefetch_mask) {
   run_tile<float, R, N>(product, prefetch, prefetch_mask);
 }
 template <int N>
-inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{tile_rows, N* lanes<float>,
-                                                                       paired_tile<tile_rows, N>, paired_tile<1, N>};
+inline constexpr Tiles<BfloatPair, float, BfloatPair> pair_panel_tiles{
+    tile_rows, N* lanes<float>, pair_panel_tile<tile_rows, N>, pair_panel_tile<1, N>};
 inline constexpr PairArithmetic pair_arithmetic{
     .interleave = interleave_rows,
     .multiply = multiply_pairs,
