@@ -1,12 +1,12 @@
 // GGUF files: what they hold, and what is refused.
 #include <attn/io/gguf.hpp>
 
+#include "file_support.hpp"
 #include "gguf_support.hpp"
 #include "module_support.hpp"
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <random>
 #include <string>
@@ -20,7 +20,9 @@ using attn::GgufType;
 using attn::Index;
 using attn::Tensor;
 using attn::View;
+using attn_test::as_text;
 using attn_test::expect_error;
+using attn_test::TemporaryFolder;
 using attn_test::gguf::Bytes;
 using attn_test::gguf::bytes_of;
 using attn_test::gguf::put;
@@ -263,9 +265,8 @@ TEST(Gguf, TakesEmptyTensors) {
 }
 
 TEST(Gguf, MapsAFileAndOutlivesItsCopies) {
-  const auto path = std::filesystem::path(testing::TempDir()) / "attn_gguf_test.gguf";
-  const Bytes bytes = small().bytes();
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
+  const TemporaryFolder folder;
+  const auto path = folder.write("small.gguf", as_text(small().bytes()));
   auto file = std::make_unique<GgufFile>(path);
   const GgufFile copy = *file;
   file.reset();
@@ -433,9 +434,8 @@ TEST(GgufRefuses, ValuesOfUnknownTypesAndNestedArrays) {
 }
 
 TEST(GgufRefuses, AFileThatShrinksWhileMapped) {
-  const auto path = std::filesystem::path(testing::TempDir()) / "attn_gguf_shrinks.gguf";
-  const Bytes bytes = small().bytes();
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
+  const TemporaryFolder folder;
+  const auto path = folder.write("shrinks.gguf", as_text(small().bytes()));
   const GgufFile file(path);
   std::filesystem::resize_file(path, 100);
   expect_error([&] { (void)file.read<float, 2>("weight"); },
@@ -445,7 +445,6 @@ TEST(GgufRefuses, AFileThatShrinksWhileMapped) {
   expect_error([&] { (void)file.has("weight"); }, {"[attn::GgufFile::has] "});
   expect_error([&] { (void)file.names(); }, {"[attn::GgufFile::names] "});
   expect_error([&] { (void)file.array<int>("llama.attention.head_count_kv"); }, {"[attn::GgufFile::array] "});
-  std::filesystem::remove(path);
 }
 
 /// Whatever single byte of a file is changed: it is read, or refused in a sentence.

@@ -10,13 +10,14 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
 #include <limits>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "file_support.hpp"
 
 namespace attn_test::llama2c {
 
@@ -146,25 +147,13 @@ inline std::string tiny_tokenizer(const std::vector<std::string>& more = {" ", "
 
 class Llama2c : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ =
-        std::filesystem::path(testing::TempDir()) / ("attn_llama2c_" + std::to_string(std::random_device()()) +
-                                                     testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::create_directories(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  [[nodiscard]] std::filesystem::path file(const std::string& bytes) const {
-    std::filesystem::path path = folder_ / "file.bin";
-    std::ofstream(path, std::ios::binary).write(bytes.data(), std::ssize(bytes));
-    return path;
-  }
+  [[nodiscard]] std::filesystem::path file(const std::string& bytes) const { return folder_.write("file.bin", bytes); }
   [[nodiscard]] Llama model(const TinyCheckpoint& checkpoint, RotaryLayout layout = RotaryLayout::interleaved) const {
     return load_checkpoint(file(checkpoint.bytes()), layout);
   }
 
  private:
-  std::filesystem::path folder_;
+  TemporaryFolder folder_;
 };
 
 // llama2.c's forward pass in double, straight from the file's numbers: logits [1,S,V].

@@ -4,10 +4,10 @@
 #include <attn/io/save_attention.hpp>
 
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <string>
 
+#include "file_support.hpp"
 #include "module_support.hpp"
 
 namespace {
@@ -21,20 +21,16 @@ using attn::WeightFormat;
 using attn_test::expect_error;
 using attn_test::random_tensor;
 using attn_test::same_bits;
+using attn_test::TemporaryFolder;
 
-/// A path that no other test has, removed at the end.
+/// A file in a folder of its own, removed at the end.
 class TemporaryFile {
  public:
-  TemporaryFile() {
-    const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::temp_directory_path() /
-            ("attn_" + std::to_string(attn::fresh_seed()) + test->name() + ".safetensors");
-  }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
  private:
-  std::filesystem::path path_;
+  TemporaryFolder folder_;
+  std::filesystem::path path_ = folder_.path() / "attention.safetensors";
 };
 
 LlamaAttentionConfig everything() {

@@ -1,10 +1,9 @@
 // Tokenizers from tokenizer.json.
 #include <attn/io/tokenizer_json.hpp>
 
+#include "file_support.hpp"
 #include "module_support.hpp"
 
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +14,7 @@ using attn::BytePairTokenizer;
 using attn::TokenId;
 using attn::tokenizer_from_json;
 using attn_test::expect_error;
+using attn_test::TemporaryFolder;
 using Ids = std::vector<TokenId>;
 using Json = nlohmann::json;
 
@@ -148,8 +148,8 @@ TEST(TokenizerJson, RefusesBrokenFiles) {
 }
 
 TEST(TokenizerJson, ReadsAFile) {
-  const auto path = std::filesystem::path(testing::TempDir()) / "attn_tokenizer.json";
-  std::ofstream(path) << llama().dump(2);
+  const TemporaryFolder folder;
+  const auto path = folder.write("tokenizer.json", llama().dump(2));
   EXPECT_EQ(attn::read_tokenizer_json(path).encode("b"), (Ids{8, 7}));
   std::filesystem::remove(path);
   expect_error([&] { (void)attn::read_tokenizer_json(path); }, {"expected a file that exists"});

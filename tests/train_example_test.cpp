@@ -1,4 +1,5 @@
 // The parts of examples/train.cpp: the stories and their entropy, the model's gradients, going on after a break.
+#include "file_support.hpp"
 #include "module_support.hpp"
 
 #include <set>
@@ -12,6 +13,7 @@ using namespace attn::examples;
 using attn::Index;
 using attn::Tensor;
 using attn_test::random_tensor;
+using attn_test::TemporaryFolder;
 
 TEST(Stories, TellTheirChoices) {
   const Stories stories;
@@ -99,7 +101,8 @@ TEST(TrainableLlama, LearnsTheSameOnAnyNumberOfThreads) {
 }
 
 TEST(TrainableLlama, GoesOnAsIfThereHadBeenNoBreak) {
-  const std::string path = testing::TempDir() + "attn_train_state.bin";
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "state.bin";
   Small whole, first, second;
   AdamW whole_optimiser(whole.llama.parameters(), {}), first_optimiser(first.llama.parameters(), {}),
       second_optimiser(second.llama.parameters(), {});
@@ -110,12 +113,11 @@ TEST(TrainableLlama, GoesOnAsIfThereHadBeenNoBreak) {
   ASSERT_EQ(curve.size(), 2U);
   EXPECT_EQ(curve[1].validation, 2.6);
   EXPECT_EQ(second.after(second_optimiser, 3, 5), whole.after(whole_optimiser, 1, 5));
-  std::filesystem::remove(path);
 }
 
 TEST(TrainableLlama, WritesCheckpointsThatAreReadAgain) {
-  const std::string model_path = testing::TempDir() + "attn_train_model.bin",
-                    tokenizer_path = testing::TempDir() + "attn_train_tokenizer.bin";
+  const TemporaryFolder folder;
+  const auto model_path = folder.path() / "model.bin", tokenizer_path = folder.path() / "tokenizer.bin";
   Small small;
   save_checkpoint(small.model, model_path);
   save_tokenizer(small.corpus.pieces(), tokenizer_path);
@@ -127,12 +129,11 @@ TEST(TrainableLlama, WritesCheckpointsThatAreReadAgain) {
   std::string text;
   for (std::size_t i = 1; i < tokens.size(); ++i) text += tokenizer.decode(tokens[i - 1], tokens[i]);
   EXPECT_EQ(text, "One day Lily the girl");
-  std::filesystem::remove(model_path);
-  std::filesystem::remove(tokenizer_path);
 }
 
 TEST(TrainingFiles, OfAnotherModelAreRefused) {
-  const std::string path = testing::TempDir() + "attn_train_other.bin";
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "other.bin";
   Small small;
   AdamW optimiser(small.llama.parameters(), {});
   save_state(optimiser, 1, {}, path);
@@ -141,8 +142,7 @@ TEST(TrainingFiles, OfAnotherModelAreRefused) {
   AdamW of_other(llama.parameters(), {});
   std::vector<LossPoint> curve;
   EXPECT_THROW((void)load_state(of_other, curve, path), attn::Error);
-  EXPECT_THROW((void)load_state(of_other, curve, path + ".none"), attn::Error);
-  std::filesystem::remove(path);
+  EXPECT_THROW((void)load_state(of_other, curve, folder.path() / "none.bin"), attn::Error);
 }
 
 }  // namespace
