@@ -75,8 +75,13 @@ TEST(CachePages, ServeEveryType) {
 
 TEST(CachePages, GiveTheSameBitsWithAnyPrefetch) {
   const Index before = attn::decode_prefetch();
+  const auto cache = filled(KvCache<float>(2, 2, 2000, 64, 64), 700);
+  const auto q = random_tensor<float, 4>({2, 6, 1, 64}, 3);
+  attn::set_decode_prefetch(0);
+  const Tensor<float, 4> expected = scaled_dot_product_attention(q, cache).output;
   for (const Index bytes : {0, 2048, 1 << 16}) {
     attn::set_decode_prefetch(bytes);
+    EXPECT_TRUE(same_bits(scaled_dot_product_attention(q, cache).output, expected)) << bytes << " bytes ahead";
     expect_same_attention<float>(700, 64, 64, CacheFormat::native, 64);
   }
   attn::set_decode_prefetch(before);

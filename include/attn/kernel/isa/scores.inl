@@ -12,35 +12,34 @@ ATTN_INLINE void prefetch_row(const std::byte* row, Index bytes) {
   for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
 }
 
-/// The sums of the lanes of n vectors, side by side in every n-th part of one vector: a tree of perfect shuffles.
-template <class A, std::size_t n>
+/// The sums of the lanes of as many vectors, side by side in one: a tree whose first steps stay within 16 bytes, where shuffles
+/// cost least.
+template <class A, int group = 1, std::size_t n>
 ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
   if constexpr (n == 1) {
     return v[0];
   } else {
+    constexpr int near = 16 / static_cast<int>(sizeof(A)), span = group < near ? near : lanes<A>;
     Vec<A> half[n / 2];
     ATTN_UNROLL
     for (std::size_t i = 0; i < n / 2; ++i) {
       Vec<A> low, high;
-      interleave<A>(v[i], v[i + n / 2], low, high, std::make_integer_sequence<int, lanes<A>>{});
+      interleave<A, group, span>(v[2 * i], v[2 * i + 1], low, high, std::make_integer_sequence<int, lanes<A>>{});
       half[i] = low + high;
     }
-    return sum_lanes<A>(half);
+    return sum_lanes<A, 2 * group>(half);
   }
 }
 
 /// s[row][key] = q k * scale, for `keys` keys; q and k padded to whole vectors. As many sums as a vector has lanes, of R rows
-/// with some keys, are in registers; their lanes are added up together. Reading keys from memory is the limit, and what
-/// a core looks ahead: with 4 rows of floats at a time, more is computed between two keys, and two cores read 22 GB/s, not
-/// 30 (AMD Zen 4). Keys are read one after the other, as they lie: two side by side gave 9.
-template <class A, class Storage>
-__attribute__((noinline)) void score_rows(const RowScores<A>& call) {
-  constexpr int n = lanes<A>, R = std::is_same_v<A, Storage> || n < 8 ? 2 : 4, K = n / R;
+/// with some keys, are in registers; their lanes are added up together, in the same order for any R. Keys are read, and
+/// prefetched, one after the other, as they lie: two side by side gave 9 GB/s where one gave 30 (two cores of AMD Zen 4).
+template <class A, class Storage, int R>
+__attribute__((noinline)) void score_rows_of(const RowScores<A>& call) {
+  constexpr int n = lanes<A>, K = n / R;
   const Index D = call.size, rows = call.rows, bytes = D * Index{sizeof(Storage)};
   for (Index t = 0; t < call.keys; t += K)
     for (Index r = 0; r < rows; r += R) {
-      if (r == 0 && call.ahead != 0)
-        for (Index j = 0; j < K; ++j) prefetch_row(call.k + (t + j) * call.k_row + call.ahead, bytes);
       const A* row[std::size_t{R}];
       ATTN_UNROLL
       for (int i = 0; i < R; ++i) row[i] = call.q + std::min<Index>(r + i, rows - 1) * D;
@@ -49,6 +48,7 @@ __attribute__((noinline)) void score_rows(const RowScores<A>& call) {
       ATTN_UNROLL
       for (int j = 0; j < K; ++j) {
         const std::byte* const key = call.k + std::min<Index>(t + j, call.keys - 1) * call.k_row;
+        if (r == 0 && call.ahead != 0) prefetch_row(key + call.ahead, bytes);
         for (Index d = 0; d < D; d += n) {
           const Vec<A> y = load_stored<A, Storage>(key + d * Index{sizeof(Storage)});
           ATTN_UNROLL
@@ -63,6 +63,16 @@ __attribute__((noinline)) void score_rows(const RowScores<A>& call) {
       for (Index i = 0; i < R && r + i < rows; ++i)
         __builtin_memcpy(call.scores + (r + i) * call.scores_row + t, sums + i * K, K * sizeof(A));
     }
+}
+/// By rows that serve a key while it is in a register: four, or two of keys that are neither converted nor prefetched. Then
+/// reading is the limit, and what a core looks ahead: with four, more is computed between two keys, and two cores read 22 GB/s,
+/// not 30 (AMD Zen 4).
+template <class A, class Storage>
+void score_rows(const RowScores<A>& call) {
+  constexpr int most = lanes<A> < 8 ? 2 : 4;
+  if constexpr (std::is_same_v<A, Storage> && most > 2)
+    if (call.ahead == 0) return score_rows_of<A, Storage, 2>(call);
+  score_rows_of<A, Storage, most>(call);
 }
 
 /// y[row][element] += weights v of R rows and N vectors of elements: each sum in a register, each v converted once.
@@ -83,12 +93,14 @@ __attribute__((noinline)) void weigh_tile(const RowAverage<A>& call, Index r, In
     Vec<A> column[std::size_t{N}];
     ATTN_UNROLL
     for (int n = 0; n < N; ++n) column[n] = load_stored<A, Storage>(v + n * lanes<A> * Index{sizeof(Storage)});
-    const A scale = scale_of_row<A, Storage>(v, size);
+    if constexpr (std::is_same_v<Storage, ScaledBytes>) {
+      const Vec<A> scale = splat(scale_of_row<A, Storage>(v, size));
+      ATTN_UNROLL
+      for (int n = 0; n < N; ++n) column[n] = column[n] * scale;
+    }
     ATTN_UNROLL
     for (int row = 0; row < R; ++row) {
-      A weight = weights[row][i];
-      if constexpr (std::is_same_v<Storage, ScaledBytes>) weight *= scale;
-      const Vec<A> x = splat(weight);
+      const Vec<A> x = splat(weights[row][i]);
       ATTN_UNROLL
       for (int n = 0; n < N; ++n) sum[row][n] = multiply_add(x, column[n], sum[row][n]);
     }

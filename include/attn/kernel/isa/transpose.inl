@@ -1,15 +1,21 @@
 // Part of body.inl: transposition.
 
-/// Interleaves two vectors: the first halves of both in `low`, the second halves in `high`.
-template <class A, int... i>
+/// Which element of two vectors, counted through both, lands at `at` when they are interleaved as below.
+template <class A>
+constexpr int interleaved_from(int at, int group, int span) {
+  const int vector = at / group % 2, pair = at % span / (2 * group);
+  return vector * lanes<A> + at / span * span + pair * group + at % group;
+}
+/// Interleaves two vectors, group by group, within every `span` elements: the first halves of spans in `low`, the second halves
+/// in `high`.
+template <class A, int group, int span, int... i>
 ATTN_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>& low, Vec<A>& high, std::integer_sequence<int, i...>) {
-  constexpr int n = lanes<A>;
 #if __has_builtin(__builtin_shufflevector)
-  low = __builtin_shufflevector(a, b, (i % 2 == 0 ? i / 2 : n + i / 2)...);
-  high = __builtin_shufflevector(a, b, (i % 2 == 0 ? (n + i) / 2 : n + (n + i) / 2)...);
+  low = __builtin_shufflevector(a, b, interleaved_from<A>(i, group, span)...);
+  high = __builtin_shufflevector(a, b, (interleaved_from<A>(i, group, span) + span / 2)...);
 #else  // g++ 11
-  low = __builtin_shuffle(a, b, Bits<A>{(i % 2 == 0 ? i / 2 : n + i / 2)...});
-  high = __builtin_shuffle(a, b, Bits<A>{(i % 2 == 0 ? (n + i) / 2 : n + (n + i) / 2)...});
+  low = __builtin_shuffle(a, b, Bits<A>{interleaved_from<A>(i, group, span)...});
+  high = __builtin_shuffle(a, b, Bits<A>{(interleaved_from<A>(i, group, span) + span / 2)...});
 #endif
 }
 /// Transposes a lanes x lanes block by perfect shuffles: log2(lanes) rounds, one shuffle for each vector.
@@ -21,7 +27,7 @@ ATTN_INLINE void transpose(Vec<A> (&rows)[lanes<A>]) {
     Vec<A> next[std::size_t{n}];
     ATTN_UNROLL
     for (int i = 0; i < n / 2; ++i)
-      interleave<A>(rows[i], rows[i + n / 2], next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, n>{});
+      interleave<A, 1, n>(rows[i], rows[i + n / 2], next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, n>{});
     ATTN_UNROLL
     for (int i = 0; i < n; ++i) rows[i] = next[i];
   }
