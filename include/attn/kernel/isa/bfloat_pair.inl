@@ -6,13 +6,7 @@
 #define ATTN_PAIR_TARGET
 #elif defined(__aarch64__)
 #define ATTN_PAIR_INSTRUCTION
-#if defined(__ARM_FEATURE_BF16)
-#define ATTN_PAIR_TARGET
-#elif defined(__clang__)
-#define ATTN_PAIR_TARGET __attribute__((target("bf16")))
-#else
-#define ATTN_PAIR_TARGET __attribute__((target("arch=armv8.2-a+bf16")))
-#endif
+#define ATTN_PAIR_TARGET ATTN_EXTENSION("bf16")
 #endif
 
 #if defined(ATTN_PAIR_INSTRUCTION)

@@ -22,13 +22,7 @@ ATTN_INLINE Bits<float> dot_words(const std::byte* from) {
 }
 #elif defined(__aarch64__)
 #define ATTN_DOT_INSTRUCTION
-#if defined(__ARM_FEATURE_DOTPROD)
-#define ATTN_DOT_TARGET
-#elif defined(__clang__)
-#define ATTN_DOT_TARGET __attribute__((target("dotprod")))
-#else
-#define ATTN_DOT_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
-#endif
+#define ATTN_DOT_TARGET ATTN_EXTENSION("dotprod")
 /// sum + the products of four numbers from -128 to 127 and four more, in each lane.
 ATTN_INLINE Bits<float> add_dot(Bits<float> sum, Bits<float> weights, Bits<float> inputs) {
   __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(weights), "w"(inputs));

@@ -30,6 +30,18 @@
 #define ATTN_UNROLL _Pragma("GCC unroll 32")
 #endif
 
+// Marks a function whose assembly names an instruction of an extension of AArch64's. g++'s assembler takes most of them from
+// Armv8.2 on, so a target that may be older is replaced; with crypto, since a function only inlines others whose features it has.
+#if defined(__aarch64__)
+#if defined(__clang__)
+#define ATTN_EXTENSION(name) __attribute__((target(name)))
+#elif defined(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC) || defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_COMPLEX)
+#define ATTN_EXTENSION(name) __attribute__((target("+" name)))
+#else
+#define ATTN_EXTENSION(name) __attribute__((target("arch=armv8.2-a+crypto+" name)))
+#endif
+#endif
+
 #include "begin_baseline.inl"
 namespace attn::kernel::baseline {
 inline namespace ATTN_UNIT_FLAGS {
@@ -54,6 +66,7 @@ namespace attn::kernel::avx512 {
 
 #endif
 
+#undef ATTN_EXTENSION
 #undef ATTN_UNROLL
 #undef ATTN_INLINE
 
