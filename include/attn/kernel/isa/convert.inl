@@ -1,7 +1,7 @@
 // Part of body.inl: elements stored in 16 bits, and their conversion.
 
-// g++ is told by name: it takes a conversion apart into halves of vectors, or bytes one by one (2 to 10 times as long).
-#if defined(__x86_64__) && ATTN_VECTOR_BYTES >= 32 && !defined(__clang__)
+// g++ is told by name: it takes a conversion apart into halves of vectors, or elements one by one (2 to 10 times as long).
+#if ((defined(__x86_64__) && ATTN_VECTOR_BYTES >= 32) || defined(__aarch64__)) && !defined(__clang__)
 #define ATTN_NAMED_CONVERSIONS
 #endif
 inline constexpr auto all_lanes = static_cast<unsigned short>(-1);
@@ -12,6 +12,10 @@ ATTN_INLINE Bits<float> load_words(const void* from) {
   __builtin_memcpy(&narrow, from, sizeof narrow);
 #if !defined(ATTN_NAMED_CONVERSIONS)
   return __builtin_convertvector(narrow, Bits<float>);
+#elif defined(__aarch64__)
+  Bits<float> wide;
+  __asm__("uxtl %0.4s, %1.4h" : "=w"(wide) : "w"(narrow));
+  return wide;
 #elif ATTN_VECTOR_BYTES == 64
   typedef short Words __attribute__((vector_size(32)));
   return __builtin_ia32_pmovzxwd512_mask(reinterpret_cast<Words>(narrow), Bits<float>{}, all_lanes);
@@ -27,6 +31,12 @@ ATTN_INLINE Bits<float> load_bytes(const void* from) {
   Bytes narrow;
   __builtin_memcpy(&narrow, from, sizeof narrow);
   return __builtin_convertvector(narrow, Bits<float>);
+#elif defined(__aarch64__)
+  float narrow;  // four bytes in a vector register
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  Bits<float> wide;
+  __asm__("sxtl %0.8h, %1.8b\n\tsxtl %0.4s, %0.4h" : "=w"(wide) : "w"(narrow));
+  return wide;
 #else
   typedef char Bytes __attribute__((vector_size(16)));
   Bytes narrow = {};
@@ -59,7 +69,7 @@ ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }
 #if defined(ATTN_REGION_HAS_TARGET)
-// The CPU's own conversion, which subnormal numbers take as well, whatever flush-to-zero says.
+// The CPU's own conversion, here and on AArch64, which subnormal numbers take as well, whatever flush-to-zero says.
 ATTN_INLINE Vec<float> load(const Half* from) {
 #if ATTN_VECTOR_BYTES == 64
   typedef short Halves __attribute__((vector_size(32)));
@@ -90,6 +100,13 @@ ATTN_INLINE void store(Half* to, Vec<float> v) {
 }
 #else
 ATTN_INLINE Vec<float> load(const Half* from) {
+#if defined(__aarch64__)
+  Simd<float>::Narrow narrow;
+  __builtin_memcpy(&narrow, from, sizeof narrow);
+  Vec<float> numbers;
+  __asm__("fcvtl %0.4s, %1.4h" : "=w"(numbers) : "w"(narrow));
+  return numbers;
+#else
   const Bits<float> wide = load_words(from);
   const Bits<float> sign = (wide & 0x8000) << 16, magnitude = (wide & 0x7FFF) << 13;
   // The exponent is 112 too small. A subnormal becomes 2^-14 (1 + m), less 2^-14: no operand or result is subnormal, so
@@ -99,6 +116,7 @@ ATTN_INLINE Vec<float> load(const Half* from) {
   const Bits<float> special = magnitude | 0x7F800000;
   const Bits<float> finite = magnitude < 0x00800000 ? subnormal : normal;
   return from_bits<float>(sign | (magnitude >= 0x0F800000 ? special : finite));
+#endif
 }
 ATTN_INLINE void store(Half* to, Vec<float> v) {
   const Bits<float> b = bits<float>(v), sign = (b >> 16) & 0x8000, magnitude = b & 0x7FFFFFFF;
