@@ -109,6 +109,20 @@ TEST(LinearFormats, ServeActivationsOfEveryType) {
   });
 }
 
+TEST(LinearFormats, MultiplyByMatricesWhereTheCpuHasThem) {
+  const attn::Isa isa = attn::active_isa();
+  for (const WeightFormat format : formats) {
+    const attn::kernel::WeightReader& reader = attn::detail::reader_of(format, isa);
+    attn::set_byte_dots(false);
+    EXPECT_EQ(attn::detail::group_product_of(reader, isa), nullptr);
+    attn::set_byte_dots(true);
+    const bool matrices = attn::detail::cpu_has_byte_matrices(), dots = attn::byte_dots(isa);
+    const auto expected = matrices ? reader.multiply_groups_by_matrices : dots ? reader.multiply_groups : nullptr;
+    EXPECT_EQ(attn::detail::group_product_of(reader, isa), expected);
+    EXPECT_EQ(expected != nullptr, dots && is_grouped(format));
+  }
+}
+
 TEST(LinearFormats, GiveARowTheSameBitsInAnyCompany) {
   with_and_without_byte_dots([] {
     for (const WeightFormat format : formats) {

@@ -343,7 +343,6 @@ class Linear {
       const kernel::WeightPart part{.values = reinterpret_cast<const std::byte*>(weight)};
       run_panels(problem, isa,
                  kernel::StoredPanels{.reader = kernel::weight_reader_of<Stored>(isa),
-                                      .dots = false,
                                       .first = part,
                                       .in = in_features(),
                                       .pairs = active_pairs(isa)});

@@ -20,6 +20,12 @@ namespace attn::detail {
   return kernel::weight_reader_of<kernel::Bfloat16>(isa);
 }
 
+/// What multiplies a stored weight by inputs in 8 bits; null where these are multiplied as floats.
+[[nodiscard]] inline kernel::GroupProduct group_product_of(const kernel::WeightReader& reader, Isa isa) {
+  if (!byte_dots(isa)) return nullptr;
+  return cpu_has_byte_matrices() ? reader.multiply_groups_by_matrices : reader.multiply_groups;
+}
+
 /// A format that weights of T can be stored in; T itself is native. Errors: one that does not exist.
 template <Scalar T>
 [[nodiscard]] WeightFormat checked_format(std::string_view fn, WeightFormat format) {
@@ -147,10 +153,11 @@ StoredWeight Linear<T>::stored_as(WeightFormat format, std::string_view fn, View
 /// Rows of double are computed in float.
 template <Scalar T>
 void Linear<T>::run_stored(const StoredWeight& weight, const kernel::LinearProblem<Stored>& problem, Isa isa) {
-  const kernel::StoredPanels panels{.reader = detail::reader_of(weight.format(), isa),
-                                    .dots = weight.grouped() && byte_dots(isa),
+  const kernel::WeightReader& reader = detail::reader_of(weight.format(), isa);
+  const kernel::StoredPanels panels{.reader = reader,
                                     .first = weight.part(),
-                                    .in = weight.inputs()};
+                                    .in = weight.inputs(),
+                                    .multiply_groups = detail::group_product_of(reader, isa)};
   if constexpr (std::same_as<T, double>) {
     const Workspace::Frame frame;
     auto* const x = frame.take<float>(problem.rows * problem.in);

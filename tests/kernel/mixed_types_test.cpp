@@ -238,7 +238,6 @@ std::vector<X> apply(Isa isa, Index rows, Index in, Index out, const std::vector
     run(kernel::PlainPanels<float>{.weight = weight.data(), .in = in});
   else
     run(kernel::StoredPanels{.reader = kernel::weight_reader_of<W>(isa),
-                             .dots = false,
                              .first = {.values = reinterpret_cast<const std::byte*>(weight.data())},
                              .in = in});
   EXPECT_TRUE(y.intact()) << "something was written between rows of y";

@@ -4,6 +4,9 @@
 
 #include "support.hpp"
 
+#include <optional>
+#include <random>
+
 namespace {
 
 namespace kernel = attn::kernel;
@@ -199,10 +202,46 @@ class ByteDots : public testing::Test {};
 using Groups = testing::Types<kernel::Int8, kernel::Int4>;
 TYPED_TEST_SUITE(ByteDots, Groups);
 
+/// Calls f(product) for every product of inputs in 8 bits that this CPU has.
+template <class Format, class F>
+void by_every_instruction(const F& f) {
+  on_every_isa([&](Isa isa) {
+    const kernel::WeightReader& reader = kernel::weight_reader_of<Format>(isa);
+    if (attn::detail::cpu_has_byte_dots(isa)) f(reader.multiply_groups);
+    SCOPED_TRACE("matrix products");
+    if (attn::detail::cpu_has_byte_matrices()) f(reader.multiply_groups_by_matrices);
+  });
+}
+/// A panel of weights whose numbers are random, or all of one byte.
+template <class Format>
+StoredWeight panel_of_bytes(Index groups, std::optional<int> byte) {
+  constexpr WeightFormat format = format_of<Format>;
+  constexpr Index size = StoredWeight::block_bytes(format);
+  std::mt19937 words(14);
+  std::vector<std::byte> blocks(as_size(width * groups * size));
+  for (std::byte& x : blocks) x = static_cast<std::byte>(byte.value_or(static_cast<int>(words() & 255U)));
+  for (Index block = 0; block < width * groups; ++block)
+    blocks[as_size(block * size + 1)] = std::byte{0x2C};  // the upper byte of a scale of about 1/16
+  return StoredWeight::of_rows(format, width, groups * group, blocks.data());
+}
+/// Groups of inputs whose numbers are random, or all the same. The last one held a number that is not finite.
+std::vector<InputGroup> groups_of(Index n, std::optional<int> number) {
+  std::mt19937 words(15);
+  std::vector<InputGroup> groups(as_size(n));
+  for (InputGroup& in : groups) {
+    in.sum = 0, in.scale = 1 + static_cast<float>(words() & 0xFFU) * 0x1p-8F;
+    for (std::int8_t& x : in.number) {
+      x = static_cast<std::int8_t>(number.value_or(static_cast<int>(words() % 255U) - 127));
+      in.sum += x;
+    }
+  }
+  groups.back() = {.number = {}, .scale = std::numeric_limits<float>::quiet_NaN(), .sum = 0};
+  return groups;
+}
+
 /// The bits of a plain loop: whole numbers of a group, summed up exactly, times both scales, group by group.
 TYPED_TEST(ByteDots, AreExactWithinAGroup) {
-  on_every_isa([](Isa isa) {
-    if (!attn::detail::cpu_has_byte_dots(isa)) return;
+  by_every_instruction<TypeParam>([](kernel::GroupProduct multiply) {
     for (const Index rows : {1, 2, 3, 4, 5, 9}) {
       SCOPED_TRACE(testing::Message() << rows << " rows");
       constexpr Index in = 160, groups = in / group, c_row = width + 1;
@@ -211,19 +250,19 @@ TYPED_TEST(ByteDots, AreExactWithinAGroup) {
       const auto before = numbers_between<float>(-9, 9, rows * c_row, 8);
       std::vector<InputGroup> x;
       for (Index r = 0; r < rows; ++r) {
-        const auto row = rounded(isa, numbers_between<float>(-2, 2, in, 9 + static_cast<unsigned>(r)));
+        const auto row = rounded(Isa::baseline, numbers_between<float>(-2, 2, in, 9 + static_cast<unsigned>(r)));
         x.insert(x.end(), row.begin(), row.end());
       }
       Fenced<float> got(rows, width, c_row);
-      kernel::weight_reader_of<TypeParam>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
-                                                                                         .x_row = groups,
-                                                                                         .rows = rows,
-                                                                                         .inputs = groups,
-                                                                                         .weights = weight.part(),
-                                                                                         .c = got.data(),
-                                                                                         .c_row = c_row,
-                                                                                         .before = before.data(),
-                                                                                         .before_row = c_row});
+      multiply(WeightProduct<InputGroup>{.x = x.data(),
+                                         .x_row = groups,
+                                         .rows = rows,
+                                         .inputs = groups,
+                                         .weights = weight.part(),
+                                         .c = got.data(),
+                                         .c_row = c_row,
+                                         .before = before.data(),
+                                         .before_row = c_row});
       for (Index r = 0; r < rows; ++r)
         for (Index o = 0; o < width; ++o) {
           float sum = 0;
@@ -241,47 +280,64 @@ TYPED_TEST(ByteDots, AreExactWithinAGroup) {
   });
 }
 
-TYPED_TEST(ByteDots, GiveTheSameBitsOnEveryInstructionSet) {
-  constexpr Index in = 320, groups = in / group, rows = 5;
-  const StoredWeight weight = panel_of<TypeParam>(in, 11);
-  const auto x = rounded(Isa::baseline, numbers_between<float>(-2, 2, rows * in, 12));
+/// The product of the last rows of x.
+std::vector<float> product_of(kernel::GroupProduct multiply, const std::vector<InputGroup>& x, Index rows,
+                              const StoredWeight& weight) {
+  const Index groups = weight.inputs() / group;
   const auto before = numbers_between<float>(-9, 9, width, 13);
-  std::vector<float> first;
-  on_every_isa([&](Isa isa) {
-    if (!attn::detail::cpu_has_byte_dots(isa)) return;
-    std::vector<float> c(as_size(rows * width));
-    kernel::weight_reader_of<TypeParam>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
-                                                                                       .x_row = groups,
-                                                                                       .rows = rows,
-                                                                                       .inputs = groups,
-                                                                                       .weights = weight.part(),
-                                                                                       .c = c.data(),
-                                                                                       .c_row = width,
-                                                                                       .before = before.data(),
-                                                                                       .before_row = 0});
-    if (first.empty()) first = c;
-    EXPECT_EQ(c, first);
-  });
+  Fenced<float> c(rows, width, width);
+  multiply(WeightProduct<InputGroup>{.x = x.data() + std::ssize(x) - rows * groups,
+                                     .x_row = groups,
+                                     .rows = rows,
+                                     .inputs = groups,
+                                     .weights = weight.part(),
+                                     .c = c.data(),
+                                     .c_row = width,
+                                     .before = before.data(),
+                                     .before_row = 0});
+  EXPECT_TRUE(c.intact());
+  return {c.data(), c.data() + rows * width};
+}
+
+/// Whatever the number of rows, with numbers at the ends of their ranges, too, and a row that is not finite.
+TYPED_TEST(ByteDots, GiveTheSameBitsByEveryInstruction) {
+  using Number = std::optional<int>;
+  constexpr Index most = 9;
+  for (const Number byte : {Number{}, Number{0x80}, Number{0x7F}, Number{0}, Number{0xFF}})
+    for (const Number number : {Number{}, Number{-127}, Number{127}})
+      for (const Index groups : {1, 2, 10}) {
+        SCOPED_TRACE(testing::Message() << "byte " << byte.value_or(-1) << ", number " << number.value_or(0));
+        const StoredWeight weight = panel_of_bytes<TypeParam>(groups, byte);
+        const auto x = groups_of(most * groups, number);
+        std::vector<float> all;  // rows, by the first product
+        by_every_instruction<TypeParam>([&](kernel::GroupProduct multiply) {
+          for (Index rows = most; rows > 0; --rows) {
+            const auto got = product_of(multiply, x, rows, weight);
+            if (all.empty()) all = got;
+            const float* const last = all.data() + (most - rows) * width;
+            ASSERT_EQ(std::memcmp(got.data(), last, got.size() * sizeof(float)), 0) << rows << " rows";
+          }
+        });
+      }
 }
 
 /// Numbers at the ends of their ranges: sums of pairs in 16 bits would saturate.
 TEST(ByteDotsOfInt8, DoNotSaturate) {
-  on_every_isa([](Isa isa) {
-    if (!attn::detail::cpu_has_byte_dots(isa)) return;
+  by_every_instruction<kernel::Int8>([](kernel::GroupProduct multiply) {
     for (const float sign : {1.F, -1.F}) {
       StoredWeight weight(WeightFormat::int8, width, group);
       for (Index o = 0; o < width; ++o) weight.set_row(o, std::vector<float>(as_size(group), 127.F).data());
-      const auto x = rounded(isa, std::vector<float>(as_size(group), sign * 127));
-      std::vector<float> zeros(as_size(width)), c(zeros);
-      kernel::weight_reader_of<kernel::Int8>(isa).multiply_groups(WeightProduct<InputGroup>{.x = x.data(),
-                                                                                            .x_row = 1,
-                                                                                            .rows = 1,
-                                                                                            .inputs = 1,
-                                                                                            .weights = weight.part(),
-                                                                                            .c = c.data(),
-                                                                                            .c_row = width,
-                                                                                            .before = zeros.data(),
-                                                                                            .before_row = 0});
+      const auto x = rounded(Isa::baseline, std::vector<float>(as_size(2 * group), sign * 127));
+      std::vector<float> zeros(as_size(width)), c(as_size(2 * width));
+      multiply(WeightProduct<InputGroup>{.x = x.data(),
+                                         .x_row = 1,
+                                         .rows = 2,
+                                         .inputs = 1,
+                                         .weights = weight.part(),
+                                         .c = c.data(),
+                                         .c_row = width,
+                                         .before = zeros.data(),
+                                         .before_row = 0});
       for (const float sum : c) EXPECT_EQ(sum, sign * 127 * 127 * 32);
     }
   });

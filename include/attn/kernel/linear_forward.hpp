@@ -129,7 +129,7 @@ class LinearTasks {
     return false;
   }
   [[nodiscard]] bool dots() const {
-    if constexpr (Panels::is_stored) return panels_.dots;
+    if constexpr (Panels::is_stored) return panels_.multiply_groups != nullptr;
     return false;
   }
   /// Whether inputs and weights are both multiplied as they are stored, in pairs.
@@ -285,7 +285,7 @@ class LinearTasks {
             .before_row = product.before_row,
             .prefetch = is_few ? reinterpret_cast<const char*>(weights.values) + weight_ahead : part.ahead.row};
       };
-      if (dots()) return panels_.reader.multiply_groups(stored(part.rounded, part.rows, part.inputs / group_inputs));
+      if (dots()) return panels_.multiply_groups(stored(part.rounded, part.rows, part.inputs / group_inputs));
       const bool fills = is_converted<X> && part.rows > 1;
       panels_.reader.multiply(
           stored(part.x, fills ? round_up(part.rows, arithmetic_.tile_rows()) : part.rows, part.inputs));

@@ -44,9 +44,10 @@ struct StoredPanels {
   static constexpr Index max_group = 1 << 30;
 
   const WeightReader& reader;
-  bool dots;  ///< inputs are rounded to 8 bits, too, and multiplied as whole numbers
   WeightPart first;
-  Index in;                               ///< of a panel: whole groups, where there are groups
+  Index in;  ///< of a panel: whole groups, where there are groups
+  /// Multiplies inputs that are rounded to 8 bits, too, as whole numbers; null: they are multiplied as floats.
+  GroupProduct multiply_groups = nullptr;
   const PairArithmetic* pairs = nullptr;  ///< for inputs and weights of bfloat16 that are multiplied as they are
 
   [[nodiscard]] Index depth_unit() const { return reader.grouped() ? group_inputs : PlainPanels<A>::depth_unit(); }

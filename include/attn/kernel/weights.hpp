@@ -71,6 +71,9 @@ struct WeightProduct {
   const char* prefetch = nullptr;  ///< weights to prefetch, as many bytes as are read
 };
 
+/// A product of inputs in 8 bits, exact within a group.
+using GroupProduct = void (*)(const WeightProduct<InputGroup>& product);
+
 /// c(r, o) = before(r, o) + the sum over i below `inputs` of x(r, i) w(i, o), where both are stored as bfloat16 and are multiplied
 /// in pairs of inputs. `pairs` is the weight of a panel side by side, [pair][output], or null: then `weights` is as it is stored.
 struct PairProduct {
@@ -103,8 +106,9 @@ struct WeightReader {
   void (*multiply)(const WeightProduct<float>& product);
   /// Rounds a row of n inputs, whose last group is filled with zeros.
   void (*round_inputs)(InputGroup* to, const float* from, Index n);
-  /// A product of inputs in 8 bits, exact within a group; null where the CPU has no dot product of bytes.
-  void (*multiply_groups)(const WeightProduct<InputGroup>& product);
+  GroupProduct multiply_groups;  ///< by dot products of bytes; null where the CPU has none
+  /// The same, bit for bit, by AArch64's matrix products of bytes; null on other architectures.
+  GroupProduct multiply_groups_by_matrices;
 
   [[nodiscard]] bool grouped() const { return bits < 16; }
   /// Bytes of a panel for each input.

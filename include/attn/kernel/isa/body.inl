@@ -15,6 +15,7 @@
 #include "gradients.inl"
 #include "weights.inl"
 #include "dot.inl"
+#include "byte_matrix.inl"
 #include "pairs.inl"
 
 template <class A>
@@ -41,7 +42,8 @@ inline constexpr WeightReader weight_reader{.bits = weight_bits<W>,
                                             .load = load_weights<W>,
                                             .multiply = multiply_weights<W>,
                                             .round_inputs = round_inputs,
-                                            .multiply_groups = group_product<W>()};
+                                            .multiply_groups = group_product<W>(),
+                                            .multiply_groups_by_matrices = matrix_group_product<W>()};
 
 template <class A, class Storage>
 inline constexpr RowFormat<A> row_format{.converted = !std::is_same_v<A, Storage>,

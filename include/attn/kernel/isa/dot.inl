@@ -119,7 +119,7 @@ void multiply_groups(const WeightProduct<InputGroup>& product) {
 
 /// The function above; null for formats without groups, and where there is no instruction.
 template <class W>
-constexpr auto group_product() -> void (*)(const WeightProduct<InputGroup>&) {
+constexpr GroupProduct group_product() {
 #if defined(ATTN_DOT_INSTRUCTION)
   if constexpr (is_grouped<W>) return multiply_groups<W>;
 #endif

@@ -120,6 +120,15 @@ inline bool cpu_has_bf16_dots(Isa) {
 #endif
 }
 #endif
+/// Whether the CPU has matrix products of bytes: those of Armv8.6. Apple's CPUs are not asked.
+inline bool cpu_has_byte_matrices() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long matrix_products = 1UL << 13;  // HWCAP2_I8MM
+  return (::getauxval(AT_HWCAP2) & matrix_products) != 0;
+#else
+  return false;
+#endif
+}
 
 /// Each has all that those before it have, so that a CPU supports the first few.
 inline constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avx512};
@@ -222,7 +231,8 @@ inline void set_active_isa(Isa isa) {
 
 /// Whether weights of 8 and 4 bits are multiplied by dot products of bytes (AVX-512 VNNI, AVX-VNNI, Armv8.2's) and not, as
 /// floats, by the tile of all other products: where the CPU has them on the vectors of the active instruction set, unless
-/// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Errors: ATTN_BYTE_DOTS is not 0 or 1.
+/// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Two rows or more then take Armv8.6's matrix
+/// products of bytes where the CPU has them, which give the same bits. Errors: ATTN_BYTE_DOTS is not 0 or 1.
 [[nodiscard]] inline bool byte_dots(Isa isa = active_isa()) {
   static const auto has = detail::on_each_isa(detail::cpu_has_byte_dots);
   return detail::is_wanted(detail::byte_dots_wanted, "byte_dots", "ATTN_BYTE_DOTS", true) &&
