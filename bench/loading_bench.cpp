@@ -16,14 +16,13 @@ attn::AlignedVector<std::byte> rows_of(WeightFormat format, Index out, Index in)
   return rows;
 }
 
-/// Whether a layer holds what set_blocks puts there, row by row, in its first and last outputs.
+/// Whether a layer holds what a row loaded alone does, in its first, middle and last outputs.
 bool check_rows(const attn::Linear<float>& linear, WeightFormat format, const attn::AlignedVector<std::byte>& rows) {
   if (format != WeightFormat::int8 && format != WeightFormat::int4) return true;
   const Index in = linear.in_features(), row = attn::StoredWeight::row_bytes(format, in);
   Tensor<float, 1> got(in), expected(in);
   for (const Index o : {Index{0}, linear.out_features() / 2, linear.out_features() - 1}) {
-    attn::StoredWeight one(format, 1, in);
-    one.set_blocks(0, rows.data() + o * row);
+    const auto one = attn::StoredWeight::of_rows(format, 1, in, rows.data() + o * row);
     one.get_row(0, expected.data());
     linear.weight_row(o, got);
     for (Index i = 0; i < in; ++i)

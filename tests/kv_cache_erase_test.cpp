@@ -94,7 +94,7 @@ TEST(CacheErase, RoundsKeysInAFormatOnceMore) {
   const struct {
     CacheFormat format;
     double rounding;  // of the largest number of a row
-  } cases[] = {{CacheFormat::bfloat16, 0x1p-9}, {CacheFormat::half, 0x1p-12}, {CacheFormat::int8, 0.5 / 127}};
+  } cases[] = {{CacheFormat::bfloat16, 0x1p-8}, {CacheFormat::half, 0x1p-11}, {CacheFormat::int8, 0.5 / 127}};
   const auto module = evaluating({.rotary = RotaryConfig{}});
   const auto x = random_tensor<float, 3>({B, 200, E}, 1);
   for (const auto& [format, rounding] : cases)

@@ -8,7 +8,6 @@
 #include <iterator>
 #include <memory>
 #include <span>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -38,7 +37,7 @@ struct CacheSizes {
     const Index tokens = window == 0 ? capacity : std::min(capacity, window + page);
     return std::clamp<Index>(bytes / page_bytes(), 1, std::max<Index>(ceil_div(tokens, page), 1));
   }
-  /// Bytes of the keys or values of a head in a bundle, and of all keys and values; the latter begin at a cache line.
+  /// Bytes of a head's keys or values in a bundle; where values begin, at a cache line; bytes of the bundle.
   [[nodiscard]] Index head_bytes(std::size_t part) const { return bundle_pages() * page * row_bytes[part]; }
   [[nodiscard]] Index values_offset() const { return round_up(heads * head_bytes(0), Index{cache_line}); }
   [[nodiscard]] Index bundle_bytes() const { return values_offset() + heads * head_bytes(1); }
@@ -54,9 +53,8 @@ class Indirect {
  public:
   Indirect() = default;
   explicit Indirect(T value) : value_(std::make_shared<T>(std::move(value))), copy_(copy) {}
-  Indirect(const Indirect& other) : value_(other.copy_ != nullptr ? other.copy_(*other.value_) : nullptr) {
-    copy_ = other.copy_;
-  }
+  Indirect(const Indirect& other)
+      : value_(other.copy_ != nullptr ? other.copy_(*other.value_) : nullptr), copy_(other.copy_) {}
   Indirect(Indirect&& other) noexcept : value_(std::move(other.value_)), copy_(std::exchange(other.copy_, nullptr)) {}
   Indirect& operator=(Indirect other) noexcept {
     value_.swap(other.value_);
@@ -307,14 +305,14 @@ class CacheMemory {
     free.reserve(source.size());
     for (std::size_t b = 0; b < source.size(); ++b)
       if (source[b] != static_cast<Index>(b)) ++readers[as_size(source[b])];
-    const auto write = [&](Index b, const CacheMemory& memory, Index from) {
-      fork(memory, from, b);
+    const auto write = [&](Index b) {
       const Index read = std::exchange(source[as_size(b)], b);
+      fork(*this, read, b);
       if (--readers[as_size(read)] == 0 && source[as_size(read)] != read) free.push_back(read);
     };
     for (Index b = 0; b < sizes_.batch; ++b)
       if (source[as_size(b)] != b && readers[as_size(b)] == 0) free.push_back(b);
-    for (std::size_t i = 0; i < free.size(); ++i) write(free[i], *this, source[as_size(free[i])]);
+    for (std::size_t i = 0; i < free.size(); ++i) write(free[i]);
     for (Index b = 0; b < sizes_.batch; ++b) {
       if (source[as_size(b)] == b) continue;
       saved.fork(*this, b, 0);

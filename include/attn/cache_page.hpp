@@ -49,10 +49,10 @@ class CachePage {
   /// Where the bundle begins, and which of its pages this is.
   [[nodiscard]] std::byte* bundle() const { return page_->bundle->data(); }
   [[nodiscard]] Index number() const { return page_->number; }
-  /// Pages of its bundle that somebody holds.
+  /// Pages of its bundle that have not been freed, spare ones included.
   [[nodiscard]] Index pages_of_bundle() const { return static_cast<Index>(page_->bundle.use_count()); }
-  /// Whether others hold it too, so that it must not be written to. Where they have let go, what they read comes before what
-  /// is then written.
+  /// Whether others hold it too, so that it must not be written to. If not, all that earlier holders read happened before
+  /// what is then written.
   [[nodiscard]] bool is_shared() const { return exists() && page_->holders.load(std::memory_order_acquire) > 1; }
 
   /// Pages by where they lie.
@@ -124,9 +124,8 @@ class SparePages {
   }
 
  private:
-  /// The page that follows `before`; or else one of the longest row of neighbours: its first, if no sequence can grow into the
-  /// row from before it, or with as many behind the wanted ones as before them, so that sequences which grow in turn keep out
-  /// of each other's way.
+  /// The page that follows `before`; else one of the longest row of neighbours: its first where the row begins a bundle,
+  /// otherwise one amid the row, so that a sequence that ends before it can still grow.
   [[nodiscard]] typename std::vector<Page>::iterator best_after(const Page& before, Index wanted) {
     auto longest = pages_.begin();
     Index most = 0;

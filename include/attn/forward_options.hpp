@@ -20,10 +20,11 @@ struct ForwardOptions {
   /// Where tokens stand, for rotary alone: a start for each sequence, or positions [B,S] or [B,S,D/2]; where not set,
   /// behind those in the cache, one after the other. For drafts in trees, packed sequences, padding at the left.
   RotaryPositions positions = {};
-  F score = {};                                ///< applied to scaled scores, after the module's softcap
-  CacheRef<T> cache = {};                      ///< keys and values so far; of cross-attention: the context's
-  LlamaActivations<T>* activations = nullptr;  ///< keeps what backward needs; not with a callable as score
-  View<const T, 3> context = {};               ///< of cross-attention [B,K,C]
+  F score = {};            ///< applied to scaled scores, after the module's softcap
+  CacheRef<T> cache = {};  ///< keys and values so far; of cross-attention: the context's
+  LlamaActivations<T>* activations =
+      nullptr;  ///< keeps what backward needs; the score function then needs a member derivative(score, at)
+  View<const T, 3> context = {};  ///< of cross-attention [B,K,C]
 };
 
 }  // namespace ATTN_EIGEN_ABI

@@ -8,7 +8,6 @@
 #include <optional>
 #include <span>
 #include <string_view>
-#include <type_traits>
 #include <vector>
 
 #include "cache_memory.hpp"
@@ -43,9 +42,9 @@ struct KvCacheOptions {
   CacheFormat keys = CacheFormat::native;
   CacheFormat values = CacheFormat::native;
   /// Tokens of a page, a multiple of 64. Without it, the memory of all tokens up to capacity is there from the start; with
-  /// pages it grows as they come, and sequences share the pages of what they have in common. A window needs pages: 64.
+  /// pages it grows as they come, and forked sequences share pages. A window needs pages: of 64 tokens where this is not set.
   std::optional<Index> page = {};
-  /// A query sees so many tokens, itself included. What no later query sees is given back: memory is the window and what
+  /// How many tokens a query sees, itself included. What no later query sees is given back: memory is the window and what
   /// one call appends, in whole pages.
   std::optional<Index> window = {};
 };
@@ -97,7 +96,7 @@ class KvCache {
     check_sequence("KvCache::length", sequence);
     return memory().length(sequence);
   }
-  /// The first token of a sequence that is held: 0, or with a window the first of its page.
+  /// The first token of a sequence that is held: 0, or, with a window, the first of a page.
   [[nodiscard]] Index first(Index sequence) const {
     check_sequence("KvCache::first", sequence);
     return memory().first(sequence);
@@ -212,8 +211,8 @@ class KvCache {
     held_->memory.reorder(source);
   }
 
-  /// Drops `count` tokens of a sequence from token `first` on. Those behind them move to the front as they are: right for
-  /// keys that are not rotated.
+  /// Drops `count` tokens of a sequence from token `first` on. Those behind them move up unchanged: right for keys that
+  /// are not rotated.
   /// Errors: a sequence that does not exist, tokens that it does not hold; in a cache with a window, tokens whose place would
   /// be taken by others that were given back. The cache is then as it was.
   void erase(Index sequence, Index first, Index count) {
@@ -222,8 +221,8 @@ class KvCache {
   }
   /// The same for keys that were rotated: those behind the dropped tokens are turned back to their new positions.
   ///
-  /// Types: keys are turned as float, double in double, and rounded once more to how they are stored. One call adds at most
-  /// one rounding: 2^-9 in bfloat16 and 2^-12 in half of a number, 1/254 in int8 of the largest of its row.
+  /// Types: keys are turned in float, double in double (cosines and sines in float), and rounded once more to how they are
+  /// stored: by at most 2^-8 of a number in bfloat16, 2^-11 in half, 1/254 of the largest of its row in int8.
   /// Errors: besides, another head size, and frequencies that depend on the length of the sequence and hence would change.
   void erase(Index sequence, Index first, Index count, const Rotary& rotary) {
     constexpr auto fn = "KvCache::erase";

@@ -29,7 +29,7 @@ inline namespace ATTN_EIGEN_ABI {
 /// the uniform distribution on (-1/sqrt(in), 1/sqrt(in)).
 ///
 /// The weight is held once, in the layout that the kernel reads; weight() and set_weight() translate. store_weights() keeps
-/// it in fewer bits from then on: one row then takes the time that reading these takes. A copy is
+/// it in fewer bits from then on: one row then takes only the time of reading them. A copy is
 /// independent; `share` lets two layers hold the same parameters, so that a change shows in both. A layer that was moved
 /// from has 0 features in and out and refuses to run.
 ///
@@ -110,15 +110,15 @@ class Linear {
 
   // ---- Weights in fewer bits: in linear_formats.hpp ----
 
-  /// In what the weight is stored; `native` is the layer's own type.
+  /// The format the weight is stored in; `native` is the layer's own type.
   [[nodiscard]] WeightFormat weight_format() const {
     return parameters_ ? parameters_->stored.format() : WeightFormat::native;
   }
   /// Stores the weight in a format from now on, in this layer and in those that share it: rounded to nearest, so that what
   /// rounding took is lost. With int8 and int4, forward rounds its inputs to 8 bits too, 32 of a row at a time. Sums stay in
   /// float, for double as well. A layer can only be trained in its own type; its gradients are dropped.
-  /// Errors: a format that does not exist, weights that it cannot hold (in half beyond 65504; in int8 and int4 infinite ones
-  /// and NaN as well). The weight is then as it was.
+  /// Errors: a format that does not exist, weights that it cannot hold (in half and bfloat16 finite ones that would round to
+  /// infinity; in int8 and int4 infinities, NaN, and what no scale in half reaches). The weight is then as it was.
   void store_weights(WeightFormat format);
   /// Throws what `store_weights` would, and does nothing else.
   void check_store_weights(WeightFormat format) const;
@@ -129,7 +129,8 @@ class Linear {
   /// The blocks of an int8 or int4 weight, as set_quantised_weight takes them. Errors: another format.
   [[nodiscard]] std::vector<std::byte> quantised_weight() const;
   /// Replaces the weight by rows as files have them, which are stored in a format without loss: numbers of 16 bits for
-  /// bfloat16 and half, blocks of Q8_0 for int8, of Q4_0 for int4. Errors: as above; native, which set_weight takes.
+  /// bfloat16 and half, blocks of Q8_0 for int8, of Q4_0 for int4. Errors: as set_quantised_weight; the layer's own type,
+  /// which set_weight takes.
   void set_stored_weight(WeightFormat format, std::span<const std::byte> rows);
 
   /// The bias, [out], or an empty tensor.
@@ -197,7 +198,7 @@ class Linear {
   /// The gradient of the input, and adds those of the weight and the bias to what they are. May follow forward any
   /// number of times; `x` is what forward was given.
   /// Shapes: grad_y [..., out], x [..., in] of rank 1 to 4 -> [..., in]. Types: sums in float, for double in double.
-  /// Errors: shapes that do not fit, views whose rows do not lie equally far apart.
+  /// Errors: shapes that do not fit, views whose rows do not lie equally far apart, a layer that check_trainable refuses.
   template <detail::TensorOfElement<T> G, detail::TensorOfElement<T> X>
   [[nodiscard]] Tensor<T, X::NumDimensions> backward(const G& grad_y, const X& x) {
     auto grad_x = detail::make_tensor<T, X::NumDimensions>(detail::shape_of(x));

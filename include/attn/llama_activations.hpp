@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 #include <span>
-#include <type_traits>
+#include <utility>
 
 #include "attention_backward.hpp"
 #include "memory.hpp"

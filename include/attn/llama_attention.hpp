@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -129,7 +128,8 @@ class LlamaAttention {
   }
   [[nodiscard]] const RmsNorm<T>& key_norm() const { return detail::existing("LlamaAttention::key_norm", key_norm_); }
 
-  /// The score of each head's sink, [H], 0 until it is set. Errors: a module without sinks; another shape.
+  /// The score of each head's sink, [H], 0 until it is set. Errors: a module without sinks; to set, also another shape, or
+  /// numbers that are not finite.
   [[nodiscard]] Tensor<T, 1> sinks() const;
   void set_sinks(View<const T, 1> sinks);
   /// The gradient of the sinks, [H]. Errors: a module without sinks.
@@ -175,7 +175,7 @@ class LlamaAttention {
     projection_dropout_.set_state(states[1]);
   }
 
-  /// A cache that fits this module.
+  /// A cache that fits this module. Errors: as KvCache's constructors.
   [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity) const {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim);
   }
@@ -187,17 +187,16 @@ class LlamaAttention {
     return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim, keys,
                       values);
   }
+  /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
+  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
+    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim,
+                      options);
+  }
   /// Keys and values of a context [B,K,C] for cross-attention, computed once: forward then takes them as its cache, to which
   /// it appends nothing. Errors: a module without context_size; another last dimension.
   template <detail::TensorArgument<3, T> C = View<const T, 3>>
   [[nodiscard]] KvCache<T> make_context(const C& context) const {
     return project_context(detail::view_of_argument<T, 3>(context));
-  }
-
-  /// The same with pages or a window. `.window = config().window` keeps no more tokens than the module looks at.
-  [[nodiscard]] KvCache<T> make_cache(Index batch, Index capacity, const KvCacheOptions& options) const {
-    return KvCache<T>(batch, config_->num_key_value_heads, capacity, config_->head_dim, config_->value_head_dim,
-                      options);
   }
   /// Drops `count` tokens of a sequence from token `first` on, so that those behind them stand as many positions earlier:
   /// their keys are turned to where they now are. See KvCache::erase.
@@ -218,8 +217,8 @@ class LlamaAttention {
   /// tokens and, unless a mask says otherwise, all of x: pass Causal for a decoder.
   /// With dynamic or longrope rotary scaling and no cache, the length of a sequence is what the mask lets its queries see.
   /// Errors: another last dimension; a mask that does not broadcast; a projection replaced by one of another size; a cache
-  /// that does not fit, has too little room left, or is too long for a rotary scaling that depends on the length; more
-  /// than 2^30 tokens.
+  /// that does not fit, has too little room left, or is too long for a rotary scaling that depends on the length; a
+  /// sequence longer than max_length; cross-attention without a context; more than 2^30 tokens.
   template <detail::TensorArgument<3, T> X = View<const T, 3>, MaskArgument M = NoMask>
   [[nodiscard]] Tensor<T, 3> forward(const X& input, const M& mask = {}, CacheRef<T> cache = {}) const {
     const auto x = detail::view_of_argument<T, 3>(input);
@@ -338,8 +337,8 @@ class LlamaAttention {
   /// shape at rank 4; grad_context, where given, likewise: of the context of cross-attention [B,K,C].
   /// Types: sums and parameters' gradients in float, for double in double.
   /// Conventions: dropout drops what forward dropped. The number of threads does not change a bit.
-  /// Errors, before any work: activations that are empty or of another module, another shape, a gradient of a mask without
-  /// a tensor.
+  /// Errors, before any work: activations that are empty or of another module; other shapes; a layer that cannot be trained;
+  /// grad_mask unless the mask has just one additive tensor; grad_context without context_size; gradients that share memory.
   template <detail::TensorArgument<3, T> G = View<const T, 3>>
   [[nodiscard]] Tensor<T, 3> backward(const G& grad_y, const Activations& saved, View<Accumulator<T>, 4> grad_mask = {},
                                       View<T, 3> grad_context = {}) {
@@ -356,7 +355,7 @@ class LlamaAttention {
   }
 
   /// All parameters, "query.weight" to "out_proj.bias", then "query_norm.weight", "key_norm.weight" and "sinks"; those that
-  /// two projections share once.
+  /// two projections share are listed once. Errors: as Linear::parameters.
   [[nodiscard]] std::vector<Parameter<T>> parameters();
   /// Sets the gradients of all parameters to 0.
   void zero_gradients() {
@@ -418,11 +417,11 @@ class LlamaAttention {
   // ---- Steps ----
 
   using Intermediates = LlamaIntermediates<T>;
-  /// Lays intermediates of S tokens, and of keys of K, out in memory; without memory, measures how much they take.
+  /// Lays out the intermediates of S queries and K keys in memory; without memory, measures them.
   /// training: whether what backward reads is kept apart from what later steps make of it.
   Intermediates lay_out(detail::Scratch& memory, Index B, Index S, Index K, bool training) const;
   Intermediates begin(const Workspace::Frame& frame, const Arguments& arguments) const;
-  /// Where each sequence stands, and its sinks.
+  /// Fills in where each sequence stands, and the heads' sinks.
   void set_up(Intermediates& call, const Arguments& arguments) const;
   /// Not inlined: four calls would compile the same checks four times.
   [[gnu::noinline]] static void multiply(const Linear<T>& layer, const View<T, 3>& y, const View<const T, 3>& x) {
@@ -442,7 +441,7 @@ class LlamaAttention {
   /// Attention of all queries over all keys, those of the call or of the cache, under rules as kernels see them.
   void attend(const Intermediates& call, const detail::AttentionSizes& sizes, const BoundRules& rules,
               const KvCache<T>* cache, View<T, 4> weights) const;
-  /// Opens the gates, projects, drops.
+  /// Multiplies by the gates, projects, applies dropout.
   void output(const View<T, 3>& y, Intermediates& call) const;
   /// All steps. They are compiled once: only the rules, three functions for the kernels, depend on the types of the mask
   /// and of the score function.

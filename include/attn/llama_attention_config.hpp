@@ -148,8 +148,7 @@ struct LlamaSizes {
 [[gnu::cold]] inline void check_alike(std::string_view fn, const LlamaAttentionConfig& a,
                                       const LlamaAttentionConfig& b) {
   const auto sizes = [](const LlamaAttentionConfig& c) {
-    return std::array<Index, 5>{c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-                                c.bias ? 1 : 0};
+    return std::array<Index, 4>{c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim};
   };
   const auto parts = [](const LlamaAttentionConfig& c) {
     const auto flag = [](std::optional<bool> bias) { return Index{bias.value_or(false)}; };
@@ -163,8 +162,8 @@ struct LlamaSizes {
                                 Index{c.sinks},
                                 Index{c.output_gate}};
   };
-  require(sizes(a) == sizes(b), fn, "modules of different sizes, expected [E,H,G,D,bias] = ", as_shape(sizes(a)),
-          ", got ", as_shape(sizes(b)));
+  require(sizes(a) == sizes(b), fn, "modules of different sizes, expected [E,H,G,D] = ", as_shape(sizes(a)), ", got ",
+          as_shape(sizes(b)));
   require(parts(a) == parts(b), fn,
           "modules of different parts, expected [Dv, context, biases of q, k, v, output, norm, sinks, gate] = ",
           as_shape(parts(a)), ", got ", as_shape(parts(b)));

@@ -28,7 +28,7 @@ struct Sinks {
       : scores(static_cast<std::size_t>(heads), T(0)), gradient(static_cast<std::size_t>(heads)) {}
 };
 
-/// The norm of queries or keys, all heads of which have this size; null where there is none.
+/// The norm of queries or of keys, `size` elements over all heads; null where the module has none.
 template <Scalar T>
 [[nodiscard]] std::shared_ptr<RmsNorm<T>> make_norm(const LlamaAttentionConfig& config, Index size) {
   const QueryKeyNorm norm = config.query_key_norm;
@@ -55,7 +55,7 @@ template <class A>
   return x >= 0 ? 1 / (1 + e) : e / (1 + e);
 }
 
-/// Calls f(token) for each of some tokens, on as many threads as pay for this many multiplications each.
+/// Calls f(token) for each token, of about `work` multiplications each, on several threads where that pays.
 template <class F>
 void for_each_token(Index tokens, Index work, const F& f) {
   run_tasks(tokens, static_cast<double>(tokens) * static_cast<double>(work), 0,
@@ -95,7 +95,7 @@ void apply_gates(T* y, const T* x, const T* gates, Index tokens, Index size) {
       y[i] = static_cast<T>(static_cast<A>(x[i]) * sigmoid(static_cast<A>(gates[i])));
   });
 }
-/// The gradients of x and of the gates, from that of y, which grad_x may be.
+/// The gradients of x and of the gates from grad_y; grad_x may be grad_y.
 template <Scalar T>
 void apply_gates_backward(T* grad_x, T* grad_gates, const T* grad_y, const T* x, const T* gates, Index tokens,
                           Index size) {

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <span>
 #include <string_view>
 
 #include "kernel/weights.hpp"
@@ -63,8 +62,8 @@ class StoredWeight {
     return {.values = values_.data(), .scales = kernel::stored(scales_.data())};
   }
 
-  /// The first of an output's weights [in] that a format cannot hold, or `in`: half none beyond its largest number, int8 and
-  /// int4 no infinity or NaN.
+  /// The first of an output's weights [in] that a format cannot hold, or `in`: a finite one that, or whose scale, would become
+  /// infinite; in int8 and int4 also infinities and NaN.
   [[nodiscard]] static Index first_unstorable(WeightFormat format, const float* row, Index in) {
     float largest = 0x1.FFFFFEp127F;
     if (format == WeightFormat::bfloat16) largest = 0x1.FEFFFEp127F;
@@ -123,7 +122,7 @@ class StoredWeight {
     }
     return out;
   }
-  /// Writes an output's blocks, as set_blocks takes them.
+  /// Writes an output's blocks, as files have them.
   void get_blocks(Index o, std::byte* block) const {
     for (Index first = 0; first < in_; first += group, block += block_bytes(format_)) {
       std::memcpy(block, static_cast<const void*>(&scale(o, first)), 2);
@@ -142,8 +141,6 @@ class StoredWeight {
                       [&](Index panel, std::byte*) { weight.load_panel(panel, rows); });
     return weight;
   }
-  /// Takes over an output's blocks of Q8_0 or Q4_0; without loss.
-  void set_blocks(Index o, const std::byte* blocks) { load_groups(o, 1, blocks); }
   /// Calls f(first output, end of outputs, scratch) for parts of the outputs, on several threads where that is worth it: what
   /// f sets of different parts shares no memory. Scratch has room for `in` floats.
   template <class F>
@@ -188,7 +185,7 @@ class StoredWeight {
     return format_ == WeightFormat::int4 ? kernel::Int4::zero * 0x11 : 0;
   }
 
-  /// Where in an unbroken order of panels, inputs, outputs a weight comes.
+  /// The index of a weight in the order of panels, inputs, outputs.
   [[nodiscard]] std::size_t place(Index o, Index i) const {
     return static_cast<std::size_t>((o / width * inputs() + i) * width + o % width);
   }
@@ -264,7 +261,7 @@ class StoredWeight {
         load_group_of_4(to, n, rows + 2, row);
     }
   }
-  /// Signed bytes become bytes from 0: their highest bit turns round. Words are those of the file.
+  /// Signed bytes become bytes from 0: their highest bit flips. Words are those of the file.
   static void load_group_of_8(std::byte* to, Index n, const std::byte* rows, Index row) {
     for (Index word = 0; word < 8; word += four) {
       Index o = 0;

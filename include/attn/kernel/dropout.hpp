@@ -12,7 +12,7 @@
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-/// Which of the planes of random numbers a head draws from, and where it draws the first.
+/// The place among dropout's random numbers of the weight `key` keys and `row` rows behind `first`.
 [[nodiscard]] inline DropoutPlace dropout_place(Position first, Index key, Index row, Index heads) {
   return {static_cast<std::uint32_t>(first.key + key), static_cast<std::uint32_t>(first.row + row),
           static_cast<std::uint32_t>(first.batch * heads + first.head)};
@@ -33,7 +33,7 @@ void for_dropout_factors(const Arithmetic<A>& arithmetic, Index keys, Index rows
     }
 }
 
-/// Drops of the weights p[key][row].
+/// Applies dropout to the weights p[key][row].
 template <class A>
 void drop_panel(const Arithmetic<A>& arithmetic, A* p, Index p_row, Index keys, Index rows, const DropoutRule& rule,
                 Position first, Index heads) {

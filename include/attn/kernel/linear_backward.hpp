@@ -17,8 +17,8 @@
 namespace attn::kernel {
 inline namespace ATTN_UNIT_FLAGS {
 
-/// The weight as grad_x = grad_y w reads it: panels of inputs, transposed out of the panels of outputs, part by part. Here
-/// as in LinearTasks, `input` counts what is summed over: the outputs of the layer.
+/// The weight as grad_x = grad_y w reads it: panels of inputs, transposed out of the panels of outputs, part by part. What
+/// LinearTasks calls `input`, what is summed over, is `output` here.
 template <class W>
 struct BackwardPanels {
   using A = AccumulatorOf<W>;

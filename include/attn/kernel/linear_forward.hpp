@@ -26,11 +26,12 @@ struct LinearKernels {
 };
 
 /// The plan. A task is a block of rows of x by a group of panels of the weight:
-///   for each part of at most 512 inputs:  its columns of x, up to 384 KB, stay in L2, copied there where they need to be
+///   for each part of at most 512 inputs:  its columns of x, up to 512 KB, stay in L2, copied there where they need to be
 ///     for each panel of the group:        its part of the weight, up to 96 KB, comes from memory once, prefetched; where it is
 ///                                         stored in another type, a copy is converted, or each tile converts it
 ///       for each tile:                    y += x w
-/// Where weights are multiplied as whole numbers, or in pairs, there is neither a copy of x in float nor one of the weight.
+/// Where weights are multiplied as whole numbers, or in pairs, there is neither a copy of x in float nor one of the weight;
+/// a part then has up to 2048 inputs of 8 bits.
 /// Sums run part by part in the order of the inputs whatever the cut, so it may depend on the number of threads.
 template <class X, class Panels>
 class LinearTasks {

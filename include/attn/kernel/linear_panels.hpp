@@ -46,7 +46,7 @@ struct StoredPanels {
   const WeightReader& reader;
   WeightPart first;
   Index in;  ///< of a panel: whole groups, where there are groups
-  /// Multiplies inputs that are rounded to 8 bits, too, as whole numbers; null: they are multiplied as floats.
+  /// Multiplies weights and rounded inputs as whole numbers; null: as floats.
   GroupProduct multiply_groups = nullptr;
   const PairArithmetic* pairs = nullptr;  ///< for inputs and weights of bfloat16 that are multiplied as they are
 

@@ -17,7 +17,7 @@ namespace attn::kernel {
 template <class T>
 inline constexpr Index panel_width = std::is_same_v<T, double> ? 24 : 48;
 
-/// y [rows, out] = x [rows, in] wT + bias. The weight is told apart: its format is not that of x.
+/// y [rows, out] = x [rows, in] wT + bias. The weight is passed separately: its format may differ from that of x.
 template <class X>
 struct LinearProblem {
   const X* x;

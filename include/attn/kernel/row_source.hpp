@@ -9,7 +9,6 @@
 #include "../error.hpp"
 #include "../scratch.hpp"
 #include "arithmetic.hpp"
-#include "codec.hpp"
 #include "gemm.hpp"
 #include "problem.hpp"
 

@@ -35,7 +35,7 @@ template <class A>
 using SlopesPanel = void (*)(const Rules<A>&, A* scores, A* slopes, Index keys, Index rows, Position first,
                              bool masked);
 
-/// The same for a backward pass, which needs derivatives of the score function besides.
+/// Rules of a backward pass, which also needs derivatives of the score function.
 template <class A>
 struct GradientRules {
   Rules<A> forward;

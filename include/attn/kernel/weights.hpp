@@ -46,7 +46,7 @@ inline constexpr bool is_grouped = weight_bits<W> < 16;
 /// NaN, the numbers are 0 and the scale is NaN.
 struct InputGroup {
   std::int8_t number[static_cast<std::size_t>(group_inputs)];
-  float scale;       ///< of 16 significant bits, so that number * scale is a float
+  float scale;       ///< of 16 significant bits, so that number * scale is exact in float
   std::int32_t sum;  ///< of the numbers
 };
 

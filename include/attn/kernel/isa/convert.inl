@@ -1,6 +1,6 @@
 // Part of body.inl: elements stored in 16 bits, and their conversion.
 
-// g++ is told by name: it takes a conversion apart into halves of vectors, or elements one by one (2 to 10 times as long).
+// g++ is given the instruction by name: it takes a conversion apart into halves of vectors, or elements one by one (2 to 10 times as long).
 #if ((defined(__x86_64__) && ATTN_VECTOR_BYTES >= 32) || defined(__aarch64__)) && !defined(__clang__)
 #define ATTN_NAMED_CONVERSIONS
 #endif
@@ -57,8 +57,7 @@ ATTN_INLINE void store_bytes(void* to, Bits<float> numbers, Index n = lanes<floa
 }
 #undef ATTN_NAMED_CONVERSIONS
 
-// Half and bfloat16 are converted when keys, values and weights are copied to scratch memory: by the CPU, or by integer
-// arithmetic, which gives the same.
+// Half and bfloat16 are converted where they are copied or read, by the CPU or by integer arithmetic: the results are the same.
 ATTN_INLINE Vec<float> load(const Bfloat16* from) { return from_bits<float>(load_words(from) << 16); }
 ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
   const Bits<float> b = bits<float>(v);
@@ -69,7 +68,7 @@ ATTN_INLINE void store(Bfloat16* to, Vec<float> v) {
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }
 #if defined(ATTN_REGION_HAS_TARGET)
-// The CPU's own conversion, here and on AArch64, which subnormal numbers take as well, whatever flush-to-zero says.
+// The CPU's own conversion, here and on AArch64: it keeps subnormal numbers whatever flush-to-zero says.
 ATTN_INLINE Vec<float> load(const Half* from) {
 #if ATTN_VECTOR_BYTES == 64
   typedef short Halves __attribute__((vector_size(32)));
@@ -91,8 +90,7 @@ ATTN_INLINE Vec<float> load(const Half* from) {
 ATTN_INLINE void store(Half* to, Vec<float> v) {
 #if ATTN_VECTOR_BYTES == 64
   typedef short Halves __attribute__((vector_size(32)));
-  const Halves narrow =
-      __builtin_ia32_vcvtps2ph512_mask(v, 0, Halves{}, static_cast<unsigned short>(-1));  // 0: to nearest, ties to even
+  const Halves narrow = __builtin_ia32_vcvtps2ph512_mask(v, 0, Halves{}, all_lanes);  // 0: to nearest, ties to even
 #else
   const auto narrow = __builtin_ia32_vcvtps2ph256(v, 0);
 #endif

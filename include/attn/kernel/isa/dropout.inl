@@ -2,8 +2,8 @@
 
 typedef std::uint64_t Wide __attribute__((vector_size(ATTN_VECTOR_BYTES)));
 
-/// The products of the lower halves of each pair of elements. g++ is told by name: it would multiply 64 bits by 64, which
-/// takes three times as long.
+/// The products of the lower halves of each pair of elements. g++ is given the instruction by name: it would multiply 64 bits by
+/// 64, which takes three times as long.
 ATTN_INLINE Wide multiply_low_halves(Wide a, Wide b) {
 #if defined(__clang__) || !defined(__x86_64__)
   return (a & 0xFFFFFFFFU) * (b & 0xFFFFFFFFU);

@@ -229,9 +229,8 @@ inline void set_active_isa(Isa isa) {
   detail::chosen_isa.store(isa);
 }
 
-/// Whether weights of 8 and 4 bits are multiplied by dot products of bytes (AVX-512 VNNI, AVX-VNNI, Armv8.2's) and not, as
-/// floats, by the tile of all other products: where the CPU has them on the vectors of the active instruction set, unless
-/// ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Two rows or more then take Armv8.6's matrix
+/// Whether weights of 8 and 4 bits are multiplied by dot products of bytes (AVX-512 VNNI, AVX-VNNI, Armv8.2's) rather than as
+/// floats: where the CPU has them for the active instruction set, unless ATTN_BYTE_DOTS=0 or set_byte_dots says otherwise. Results agree to rounding. Two rows or more then take Armv8.6's matrix
 /// products of bytes where the CPU has them, which give the same bits. Errors: ATTN_BYTE_DOTS is not 0 or 1.
 [[nodiscard]] inline bool byte_dots(Isa isa = active_isa()) {
   static const auto has = detail::on_each_isa(detail::cpu_has_byte_dots);
@@ -241,8 +240,8 @@ inline void set_active_isa(Isa isa) {
 /// Turns dot products of bytes on, where the CPU has them, or off, from the next call on in all threads.
 inline void set_byte_dots(bool on) { detail::byte_dots_wanted.store(on ? 1 : 0, std::memory_order_relaxed); }
 
-/// Whether layers, forward and backward, and attention of bfloat16 multiply by dot products of pairs (AVX512-BF16, Armv8.6's) and
-/// not, converted to float, by the tile of all other products. They take half of float's time on AMD's Zen 4 and 5 and twice as
+/// Whether layers, forward and backward, and attention of bfloat16 multiply by dot products of pairs (AVX512-BF16, Armv8.6's)
+/// rather than as floats. They take half of float's time on AMD's Zen 4 and 5 and twice as
 /// long on Intel's Sapphire and Emerald Rapids: so they are used where the CPU has them and is not Intel's, unless ATTN_BF16_DOT
 /// or set_bf16_dots says otherwise. Subnormal numbers then count as 0; and attention of more than a few queries, of an even head
 /// size, rounds its weights to bfloat16 before they are multiplied by v, as PyTorch does. Errors: ATTN_BF16_DOT is not 0 or 1.

@@ -64,9 +64,8 @@ __attribute__((noinline)) void score_rows_of(const RowScores<A>& call) {
         __builtin_memcpy(call.scores + (r + i) * call.scores_row + t, sums + i * K, K * sizeof(A));
     }
 }
-/// By rows that serve a key while it is in a register: four, or two of keys that are neither converted nor prefetched. Then
-/// reading is the limit, and what a core looks ahead: with four, more is computed between two keys, and two cores read 22 GB/s,
-/// not 30 (AMD Zen 4).
+/// A key serves four rows while it is in a register; two where vectors have fewer than 8 lanes, or keys are neither converted
+/// nor prefetched: with less work between keys a core looks further ahead (30 GB/s, not 22; two cores of AMD Zen 4).
 template <class A, class Storage>
 void score_rows(const RowScores<A>& call) {
   constexpr int most = lanes<A> < 8 ? 2 : 4;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -130,7 +129,6 @@ template <class W>
 [[nodiscard]] inline const PairArithmetic& pair_arithmetic_of([[maybe_unused]] Isa isa) {
 #if ATTN_X86_TARGETS
   if (isa == Isa::avx512) return avx512::pair_arithmetic;
-  if (isa == Isa::avx2) return avx2::pair_arithmetic;
 #endif
   return baseline::pair_arithmetic;
 }

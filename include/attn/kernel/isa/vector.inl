@@ -53,8 +53,8 @@ ATTN_INLINE Vec<A> from_bits(Bits<A> b) {
   return reinterpret_cast<Vec<A>>(b);
 }
 
-/// x y + z, rounded once where the instruction set can. g++ for x86 is told by name: tuned for no CPU in particular, it leaves
-/// some sums in two instructions (g++ 13), and a row alone would round unlike the same row among others.
+/// x y + z, rounded once where the instruction set can. g++ for x86 is given the instruction by name: tuned for no CPU in
+/// particular, it leaves some sums in two instructions (g++ 13), and a row alone would round unlike the same row among others.
 #if ATTN_FUSED_MULTIPLY && defined(__x86_64__) && !defined(__clang__)
 ATTN_INLINE Vec<float> multiply_add(Vec<float> x, Vec<float> y, Vec<float> z) {
 #if ATTN_VECTOR_BYTES == 64
