@@ -19,7 +19,7 @@ ATTN_INLINE Vec<A> sum_lanes(const Vec<A> (&v)[n]) {
   if constexpr (n == 1) {
     return v[0];
   } else {
-    constexpr int near = 16 / static_cast<int>(sizeof(A)), span = group < near ? near : lanes<A>;
+    constexpr int part = 16 / static_cast<int>(sizeof(A)), span = group < part ? part : lanes<A>;
     Vec<A> half[n / 2];
     ATTN_UNROLL
     for (std::size_t i = 0; i < n / 2; ++i) {
