@@ -1,4 +1,6 @@
 // attn::LlamaAttention, the whole layer: four projections and attention, without dropout.
+#include <cmath>
+#include <string>
 #include <vector>
 
 #include "support.hpp"
@@ -53,6 +55,49 @@ void full(benchmark::State& state) { time_layer(state, 1.0, attn::NoMask{}); }
 void causal(benchmark::State& state) { time_layer(state, 0.5, attn::Causal{}); }
 BENCHMARK(full)->Apply(module_shapes);
 BENCHMARK(causal)->Apply(module_shapes);
+
+/// The root mean square of y's distance from `right`, relative to that of `right`.
+double relative_error(const Tensor<float, 3>& y, const Tensor<float, 3>& right) {
+  double errors = 0.0, squares = 0.0;
+  for (Index i = 0; i < right.size(); ++i) {
+    const double x = right.data()[i], error = static_cast<double>(y.data()[i]) - x;
+    squares += x * x, errors += error * error;
+  }
+  return std::sqrt(errors / squares);
+}
+
+/// One token after T others, with weights in a format and a cache in int8, beside the same in float: `of_float` is float's time by
+/// theirs, the median of pairs in turns. Weights and cache are 400 MB in float, so nothing waits in the CPU's caches.
+void token_format(benchmark::State& state) {
+  const auto format = static_cast<attn::WeightFormat>(state.range(0));
+  const Index E = state.range(1), H = state.range(2), T = state.range(3);
+  state.SetLabel(std::string(attn::weight_format_name(format)));
+  attn::LlamaAttention<float> in_float({.hidden_size = E, .num_attention_heads = H, .seed = 1});
+  in_float.eval();
+  attn::LlamaAttention<float> in_format(in_float);
+  in_format.store_weights(format);
+  auto floats = in_float.make_cache(1, T + 1), bytes = in_float.make_cache(1, T + 1, attn::CacheFormat::int8);
+  const auto keys = random<4>({1, H, T, E / H}, 1), values = random<4>({1, H, T, E / H}, 2);
+  floats.append(keys, values), bytes.append(keys, values);
+  const auto x = random<3>({1, 1, E}, 3);
+  Tensor<float, 3> y(1, 1, E), y_float(1, 1, E);
+  const auto token = [&](const attn::LlamaAttention<float>& layer, attn::KvCache<float>& cache, Tensor<float, 3>& to) {
+    return seconds([&] {
+      layer.forward_into(to, x, attn::Causal{}, cache);
+      cache.roll_back(1);
+    });
+  };
+  token(in_float, floats, y_float), token(in_format, bytes, y);
+  if (!(relative_error(y, y_float) <= (format == attn::WeightFormat::int4 ? 0.3 : 0.05))) return reject(state);
+  time_runs(state, {}, [&] { token(in_format, bytes, y); });
+  compare_in_pairs(
+      state, "of_float", [&] { return token(in_float, floats, y_float); }, [&] { return token(in_format, bytes, y); });
+}
+BENCHMARK(token_format)
+    ->ArgNames({"format", "E", "H", "T"})
+    ->ArgsProduct({{3, 4}, {4096}, {32}, {4096}})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace attn_bench
